@@ -1,0 +1,101 @@
+"""Every column, entity key and feature name of SceneRank, once: nothing else in the code spells them.
+
+Names are the field's standard terms. A *scene* is the real-time context of one request, a *scenario* is a business
+surface; the two words are never exchanged.
+"""
+
+from __future__ import annotations
+
+# Keys. External ids are strings at the edge; they become dense integers inside a Batch only.
+USER_ID = "user_id"
+POI_ID = "poi_id"
+SCENARIO_ID = "scenario_id"
+SCENE_VALUE = "scene_value"
+REQUEST_ID = "request_id"
+ROW_ID = "row_id"
+
+# Time. `event_timestamp`: when the fact happened. `created_timestamp`: when it could be known (available_at).
+EVENT_TIMESTAMP = "event_timestamp"
+CREATED_TIMESTAMP = "created_timestamp"
+OUTCOME_TIMESTAMP = "outcome_timestamp"
+LOCAL_TIME = "local_time"
+
+# Impressions.
+POSITION = "position"
+PROPENSITY = "propensity"
+CLICK = "click"
+ORDER = "order"
+LATITUDE = "latitude"
+LONGITUDE = "longitude"
+LABELS = (CLICK, ORDER)
+
+# POIs. `category` is the coarse kind (cuisine), `specialty` the finest word for what is offered (a dish, a tag).
+NAME = "name"
+TEXT = "text"
+CATEGORY = "category"
+SPECIALTY = "specialty"
+OPEN_HOURS = "open_hours"
+POI_LATITUDE = "poi_latitude"
+POI_LONGITUDE = "poi_longitude"
+
+# The user's recent behaviour, newest first, as a list of POIs with the time of each click.
+RECENT_POIS = "recent_pois"
+RECENT_TIMES = "recent_times_us"
+LAST_CATEGORY = "last_category"
+LAST_SPECIALTY = "last_specialty"
+LAST_ORDER_TIME = "last_order_us"
+RECENT_LENGTH = 20
+
+# Keys of statistics that a pull derives from the POI and from the clock; not features themselves.
+CATEGORY_KEY = "category_key"
+DAYPART_KEY = "daypart_key"
+
+# Behaviour statistics: counts of these, in these windows.
+COUNTS = ("impressions", "clicks", "orders")
+WINDOW_DAYS = (7, 28)
+STATISTICS: dict[str, tuple[str, ...]] = {
+    "user": (USER_ID,),
+    "poi": (POI_ID,),
+    "scenario": (SCENARIO_ID,),
+    "user_poi": (USER_ID, POI_ID),
+    "user_category": (USER_ID, CATEGORY_KEY),
+    "poi_daypart": (POI_ID, DAYPART_KEY),
+}
+
+# Knowledge: one vector space per kind of text; a pull carries the row of a matrix, not the vector.
+KNOWLEDGE: dict[str, str] = {
+    "poi_text": POI_ID,
+    "user_text": USER_ID,
+    "scenario_text": SCENARIO_ID,
+    "scene_text": SCENE_VALUE,
+}
+VECTOR = "vector"
+ROW = "row"
+VERSION = "version"
+TEXT_HASH = "text_hash"
+COMPUTED_AT = "computed_at"
+
+
+def statistic(owner: str, count: str, window_days: int) -> str:
+    """The feature name of one behaviour count, such as `poi_clicks_7d`."""
+    return f"{owner}_{count}_{window_days}d"
+
+
+def scene(feature: str) -> str:
+    """The column that holds the value of a scene feature, such as `scene_daypart`."""
+    return f"scene_{feature}"
+
+
+def scene_row(feature: str) -> str:
+    """The column that holds the matrix row of a scene value's vector, such as `scene_daypart_row`."""
+    return f"scene_{feature}_row"
+
+
+def scene_value(feature: str, value: str) -> str:
+    """The entity key of one scene value, such as `daypart=lunch`."""
+    return f"{feature}={value}"
+
+
+def knowledge(space: str, field: str) -> str:
+    """The feature name of one field of a knowledge view, such as `poi_text_row`."""
+    return f"{space}_{field}"

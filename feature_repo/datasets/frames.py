@@ -1,0 +1,59 @@
+"""From Polars frames to a `Dataset`: what a log does not have becomes null, rows are numbered in time order."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import polars as pl
+
+from feature_repo import columns
+from feature_repo.datasets.schema import Dataset, Schema
+
+MICROSECONDS = pl.Datetime("us", "UTC")
+
+
+def assemble(
+    schema: Schema, *, impressions: pl.DataFrame, users: pl.DataFrame, pois: pl.DataFrame, scenarios: pl.DataFrame
+) -> Dataset:
+    """A dataset from frames that have at least the required columns of `schema.tables()`.
+
+    Impressions are sorted by time, request and position and numbered from 0; nullable columns that a frame lacks are
+    added as nulls; columns that the schema does not name are left out.
+    """
+    order = [c for c in (columns.EVENT_TIMESTAMP, columns.REQUEST_ID, columns.POSITION) if c in impressions.columns]
+    rows = impressions.sort(order, maintain_order=True).with_row_index(columns.ROW_ID)
+    frames = {"impressions": rows, "users": users, "pois": pois, "scenarios": scenarios}
+    tables = {}
+    for name, wanted in schema.tables().items():
+        frame = frames[name]
+        absent = [pl.lit(None).alias(f.name) for f in wanted if f.nullable and f.name not in frame.columns]
+        tables[name] = frame.with_columns(absent).select(wanted.names).to_arrow()
+    return Dataset(schema=schema, tables=tables)
+
+
+def known_since(frame: pl.DataFrame, moment: datetime) -> pl.DataFrame:
+    """Static facts that are available from one moment on: both clocks are set to it."""
+    clock = pl.lit(moment, dtype=MICROSECONDS)
+    return frame.with_columns(
+        clock.alias(columns.EVENT_TIMESTAMP),
+        clock.alias(columns.CREATED_TIMESTAMP),
+    )
+
+
+def day_start(moment: datetime) -> datetime:
+    """The UTC midnight at or before a moment: where static tables of a log begin."""
+    return moment.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def part_of(times: pl.Expr, schema: Schema) -> pl.Expr:
+    """The part (`history`, `train`, `valid`, `test`) that each UTC time falls into."""
+    split = schema.split
+    return (
+        pl.when(times < split.train)
+        .then(pl.lit("history"))
+        .when(times < split.valid)
+        .then(pl.lit("train"))
+        .when(times < split.test)
+        .then(pl.lit("valid"))
+        .otherwise(pl.lit("test"))
+    )

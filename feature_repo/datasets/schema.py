@@ -1,0 +1,285 @@
+"""The canonical schema: what every loader must produce, checked row by row before anything is written.
+
+Five Parquet files and one JSON file make a dataset: `impressions`, `users`, `pois`, `scenarios`, optionally `oracle`
+(true probabilities, known for simulated worlds only; never a feature), and `schema.json`, which names the columns that
+differ between datasets. All times are UTC with microseconds; coordinates are WGS84 degrees.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from feature_repo import columns
+
+TIME = pa.timestamp("us", tz="UTC")
+PARTS = ("history", "train", "valid", "test")
+
+
+class DataError(ValueError):
+    """A source table breaks the schema. The message names table, column, row and value, and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestField:
+    """One field of a request's scene context that the client sends, such as `weather`."""
+
+    name: str
+    dtype: Literal["string", "float"] = "string"
+    help: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Borders between history | train | valid | test: each part starts at its border (inclusive), UTC."""
+
+    train: datetime
+    valid: datetime
+    test: datetime
+    end: datetime
+
+    def bounds(self, part: str) -> tuple[datetime | None, datetime]:
+        """Start (None: the beginning of the log) and exclusive end of one of `PARTS`."""
+        borders = [None, self.train, self.valid, self.test, self.end]
+        at = PARTS.index(part)
+        end = borders[at + 1]
+        assert end is not None
+        return borders[at], end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """What one dataset has beyond the columns that all datasets share."""
+
+    dataset: str
+    timezone: str
+    split: Split
+    user_attributes: tuple[str, ...] = ()
+    poi_attributes: tuple[str, ...] = ()
+    request_fields: tuple[RequestField, ...] = ()
+    # Request fields that are scene features as they stand (a mapping file declares them); others feed scenes.py.
+    scene_fields: tuple[str, ...] = ()
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        ZoneInfo(self.timezone)
+        names = [*self.user_attributes, *self.poi_attributes, *(f.name for f in self.request_fields)]
+        repeated = sorted({n for n in names if names.count(n) > 1})
+        if repeated:
+            raise DataError(f"schema of {self.dataset}: column names used twice: {repeated}; rename one of each pair")
+        unknown = set(self.scene_fields) - {f.name for f in self.request_fields}
+        if unknown:
+            raise DataError(f"schema of {self.dataset}: scene_fields {sorted(unknown)} are not request fields")
+        s = self.split
+        if not s.train <= s.valid <= s.test <= s.end:
+            raise DataError(f"schema of {self.dataset}: the split must be in time order, got {s}")
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1, default=datetime.isoformat) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> Schema:
+        raw = json.loads(path.read_text())
+        return Schema(
+            dataset=raw["dataset"],
+            timezone=raw["timezone"],
+            split=Split(**{name: datetime.fromisoformat(at) for name, at in raw["split"].items()}),
+            user_attributes=tuple(raw["user_attributes"]),
+            poi_attributes=tuple(raw["poi_attributes"]),
+            request_fields=tuple(RequestField(**f) for f in raw["request_fields"]),
+            scene_fields=tuple(raw["scene_fields"]),
+            notes=raw["notes"],
+        )
+
+    def tables(self) -> dict[str, pa.Schema]:
+        """The Arrow schema of each source table; nullable is meaningful."""
+        arrow = {"string": pa.string(), "float": pa.float64()}
+        clock = [_required(columns.EVENT_TIMESTAMP, TIME), _required(columns.CREATED_TIMESTAMP, TIME)]
+        return {
+            "impressions": pa.schema(
+                [
+                    _required(columns.ROW_ID, pa.int64()),
+                    _required(columns.REQUEST_ID, pa.string()),
+                    _required(columns.EVENT_TIMESTAMP, TIME),
+                    _required(columns.OUTCOME_TIMESTAMP, TIME),
+                    _required(columns.USER_ID, pa.string()),
+                    _required(columns.POI_ID, pa.string()),
+                    _required(columns.SCENARIO_ID, pa.string()),
+                    _required(columns.CLICK, pa.int8()),
+                    _required(columns.ORDER, pa.int8()),
+                    pa.field(columns.POSITION, pa.int32()),
+                    pa.field(columns.PROPENSITY, pa.float64()),
+                    pa.field(columns.LATITUDE, pa.float64()),
+                    pa.field(columns.LONGITUDE, pa.float64()),
+                    *(pa.field(f.name, arrow[f.dtype]) for f in self.request_fields),
+                ]
+            ),
+            "users": pa.schema(
+                [
+                    _required(columns.USER_ID, pa.string()),
+                    *clock,
+                    _required(columns.TEXT, pa.string()),
+                    *(pa.field(name, pa.string()) for name in self.user_attributes),
+                ]
+            ),
+            "pois": pa.schema(
+                [
+                    _required(columns.POI_ID, pa.string()),
+                    *clock,
+                    _required(columns.NAME, pa.string()),
+                    _required(columns.TEXT, pa.string()),
+                    _required(columns.CATEGORY, pa.string()),
+                    pa.field(columns.SPECIALTY, pa.string()),
+                    pa.field(columns.OPEN_HOURS, pa.string()),  # 42 hex digits: feature_repo.hours
+                    pa.field(columns.POI_LATITUDE, pa.float64()),
+                    pa.field(columns.POI_LONGITUDE, pa.float64()),
+                    *(pa.field(name, pa.string()) for name in self.poi_attributes),
+                ]
+            ),
+            "scenarios": pa.schema(
+                [
+                    _required(columns.SCENARIO_ID, pa.string()),
+                    *clock,
+                    _required(columns.NAME, pa.string()),
+                    _required(columns.TEXT, pa.string()),
+                ]
+            ),
+        }
+
+
+ORACLE = pa.schema(
+    [
+        pa.field(columns.ROW_ID, pa.int64(), nullable=False),
+        pa.field("p_click", pa.float64(), nullable=False),
+        pa.field("p_order", pa.float64(), nullable=False),  # unconditional: p(click and order)
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A schema with its tables, not yet on disk."""
+
+    schema: Schema
+    tables: Mapping[str, pa.Table] = field(repr=False)
+
+    def write(self, folder: Path) -> None:
+        """Validate everything, then put all files in place at once; a failure leaves `folder` as it was.
+
+        Raises DataError naming table, column, row and value.
+        """
+        checked = {name: conform(name, table, self.schema) for name, table in self.tables.items()}
+        check_references(checked)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for name, table in checked.items():
+                pq.write_table(table, staging / f"{name}.parquet", compression="zstd")
+            self.schema.save(staging / "schema.json")
+            replaced = folder.with_name(f".{folder.name}-replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
+            if folder.exists():
+                os.rename(folder, replaced)
+            os.rename(staging, folder)
+            shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def conform(name: str, table: pa.Table, schema: Schema) -> pa.Table:
+    """Cast one table to its canonical schema and check every rule that a single table can break.
+
+    Raises DataError for missing or surplus columns, nulls, uncastable values, duplicate keys, orders without a click,
+    outcomes before their impression, coordinates off the globe and times after the end of the split.
+    """
+    wanted = ORACLE if name == "oracle" else schema.tables().get(name)
+    if wanted is None:
+        raise DataError(f"{name}: no such table; a dataset has {sorted(schema.tables())} and optionally oracle")
+    missing = [c for c in wanted.names if c not in table.column_names]
+    surplus = [c for c in table.column_names if c not in wanted.names]
+    if missing or surplus:
+        raise DataError(f"{name}: missing columns {missing}, unknown columns {surplus}")
+    arrays = []
+    for spec in wanted:
+        try:
+            arrays.append(table.column(spec.name).cast(spec.type))
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{name}.{spec.name}: cannot be read as {spec.type}: {error}") from error
+        if not spec.nullable:
+            _refuse(name, spec.name, arrays[-1], pc.is_null(arrays[-1]), "is empty; every row needs a value")
+    checked = pa.Table.from_arrays(arrays, schema=wanted)
+    _check_rules(name, checked, schema)
+    return checked
+
+
+def check_references(tables: Mapping[str, pa.Table]) -> None:
+    """Every user, POI and scenario of an impression must be in its own table. Raises DataError."""
+    impressions = tables["impressions"]
+    for table, key in (("users", columns.USER_ID), ("pois", columns.POI_ID), ("scenarios", columns.SCENARIO_ID)):
+        known = pc.is_in(impressions[key], value_set=tables[table][key].combine_chunks())
+        _refuse("impressions", key, impressions[key], pc.invert(known), f"is not in {table}; add it there")
+
+
+def _check_rules(name: str, table: pa.Table, schema: Schema) -> None:
+    key = {"impressions": columns.ROW_ID, "users": columns.USER_ID, "pois": columns.POI_ID}.get(name)
+    key = key or {"scenarios": columns.SCENARIO_ID, "oracle": columns.ROW_ID}[name]
+    _check_unique(name, table, key)
+    for latitude, longitude in (
+        (columns.LATITUDE, columns.LONGITUDE),
+        (columns.POI_LATITUDE, columns.POI_LONGITUDE),
+    ):
+        if latitude in table.column_names:
+            _check_range(name, table, latitude, -90.0, 90.0)
+            _check_range(name, table, longitude, -180.0, 180.0)
+    if name != "impressions":
+        return
+    for label in columns.LABELS:
+        _check_range(name, table, label, 0, 1)
+    _check_range(name, table, columns.PROPENSITY, 0.0, 1.0)
+    clicks, orders = table[columns.CLICK], table[columns.ORDER]
+    _refuse(name, columns.ORDER, orders, pc.greater(orders, clicks), "is an order without a click; CTCVR = CTR x CVR")
+    times, outcomes = table[columns.EVENT_TIMESTAMP], table[columns.OUTCOME_TIMESTAMP]
+    _refuse(name, columns.OUTCOME_TIMESTAMP, outcomes, pc.less(outcomes, times), "lies before its impression")
+    end = pa.scalar(schema.split.end, TIME)
+    _refuse(name, columns.EVENT_TIMESTAMP, times, pc.greater_equal(times, end), f"is not before the end {end}")
+
+
+def _check_unique(name: str, table: pa.Table, key: str) -> None:
+    values = table[key]
+    if pc.count_distinct(values).as_py() == len(values):
+        return
+    counts = values.value_counts()
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    _refuse(name, key, values, pc.is_in(values, value_set=repeated), "stands twice; keys are unique")
+
+
+def _check_range(name: str, table: pa.Table, column: str, low: float, high: float) -> None:
+    values = table[column]
+    outside = pc.or_(pc.less(values, low), pc.greater(values, high))
+    if pa.types.is_floating(values.type):
+        outside = pc.or_(outside, pc.is_nan(values))
+    _refuse(name, column, values, pc.fill_null(outside, False), f"is outside {low} .. {high}")
+
+
+def _refuse(name: str, column: str, values: pa.ChunkedArray, bad: pa.ChunkedArray, why: str) -> None:
+    """Raise for the first bad row, with its number (0-based), its value and how many more there are."""
+    count = pc.sum(bad).as_py() or 0
+    if count:
+        row = pc.index(bad, True).as_py()
+        raise DataError(f"{name}.{column}, row {row}: {values[row].as_py()!r} {why} ({count} such rows)")
+
+
+def _required(name: str, dtype: pa.DataType) -> pa.Field:
+    return pa.field(name, dtype, nullable=False)

@@ -1,0 +1,42 @@
+"""Opening hours as 168 bits, one for each hour of the local week from Monday 00:00, written as 42 hex digits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+
+HOURS_A_WEEK = 168
+
+
+def encode(open_hours: np.ndarray) -> str:
+    """168 booleans -> 42 hex digits.
+
+    >>> encode(np.ones(168, dtype=bool))[:6]
+    'ffffff'
+    """
+    if open_hours.shape != (HOURS_A_WEEK,):
+        raise ValueError(f"opening hours need {HOURS_A_WEEK} booleans, got shape {open_hours.shape}")
+    return np.packbits(open_hours.astype(bool)).tobytes().hex()
+
+
+def decode(text: str) -> np.ndarray:
+    """42 hex digits -> 168 booleans. Raises ValueError for anything else."""
+    if len(text) != HOURS_A_WEEK // 4:
+        raise ValueError(f"opening hours need {HOURS_A_WEEK // 4} hex digits, got {text!r}")
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(bool)
+
+
+def is_open(texts: Sequence[str | None], hour_of_week: np.ndarray) -> np.ndarray:
+    """For n POIs and n local hours of the week (0..167): 1.0 open, 0.0 closed, NaN where hours are unknown."""
+    tables = {text: decode(text) for text in set(texts) if text}
+    pairs = zip(texts, hour_of_week, strict=True)
+    return np.array([tables[t][h] if t else np.nan for t, h in pairs], dtype=np.float64)
+
+
+def hour_of_week(times_us: np.ndarray, timezone: str) -> np.ndarray:
+    """0 (Monday 00:00) .. 167 by the local clock, int64 (n,), of n times in microseconds since the epoch, UTC."""
+    clock = pd.DatetimeIndex(pd.to_datetime(times_us, unit="us", utc=True)).tz_convert(ZoneInfo(timezone))
+    return np.asarray(clock.dayofweek * 24 + clock.hour, dtype=np.int64)

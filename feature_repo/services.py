@@ -1,0 +1,46 @@
+"""FeatureServices: the input contract of each model, derived from the declarations.
+
+A service's name is the model's plus a hash of everything it declares, so a new scene feature makes a new service and
+bundles trained on the old one go on with theirs.
+"""
+
+import hashlib
+
+from feast import FeatureService, FeatureView, OnDemandFeatureView
+
+from feature_repo import columns, knowledge, on_demand, pois, scenarios, scenes, sources, users
+
+_BEHAVIOUR = [
+    users.user_profile[list(sources.SCHEMA.user_attributes)] if sources.SCHEMA.user_attributes else None,
+    users.user_state,
+    users.user_stats,
+    users.user_poi_stats,
+    users.user_category_stats,
+    pois.poi_profile,
+    pois.poi_stats,
+    pois.poi_daypart_stats,
+    scenarios.scenario_stats,
+]
+_KNOWLEDGE = [
+    getattr(knowledge, space)[[columns.knowledge(space, columns.ROW), columns.knowledge(space, columns.VERSION)]]
+    for space in ("poi_text", "user_text", "scenario_text")
+]
+
+
+def _service(model: str, views: list[FeatureView | OnDemandFeatureView | None], description: str) -> FeatureService:
+    present = [view for view in views if view is not None]
+    service = FeatureService(name=model, features=present, description=description)
+    fingerprints = [f.fingerprint() for f in scenes.features_of(sources.SCHEMA)] if on_demand.scene in views else []
+    text = "\n".join([model, *feature_references(service), *fingerprints])
+    service.name = f"{model}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return service
+
+
+def feature_references(service: FeatureService) -> tuple[str, ...]:
+    """`view:feature` of everything that a service holds, in order."""
+    return tuple(f"{p.name}:{f.name}" for p in service.feature_view_projections for f in p.features)
+
+
+ple = _service("ple", _BEHAVIOUR, "Ids, attributes and behaviour, no scene.")
+ple_scene_ids = _service("ple_scene_ids", [*_BEHAVIOUR, on_demand.scene], "The same with scene values, as ids.")
+larr = _service("larr", [*_BEHAVIOUR, on_demand.scene, *_KNOWLEDGE], "The same with what a language model knows.")

@@ -1,0 +1,56 @@
+"""The Feast store of a workspace: one `feature_store.yaml` rendered from a profile, applied from the definitions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from feature_repo.workspace import REPOSITORY, Workspace
+
+EMBEDDED = "embedded"
+
+
+def profiles() -> dict[str, Path]:
+    """The store configurations at hand: the embedded one and every file of `profiles/`."""
+    others = {path.stem: path for path in sorted((REPOSITORY / "profiles").glob("*.yaml"))}
+    return {EMBEDDED: REPOSITORY / "feature_store.yaml", **others}
+
+
+def render(workspace: Workspace, profile: str = EMBEDDED) -> Path:
+    """Write the workspace's own `feature_store.yaml`: the profile with its project and paths in this workspace.
+
+    Raises ValueError for an unknown profile, naming the known ones.
+    """
+    known = profiles()
+    if profile not in known:
+        raise ValueError(f"no store profile {profile!r}; there are {', '.join(known)}")
+    config: dict[str, Any] = yaml.safe_load(known[profile].read_text())
+    config["project"] = workspace.root.name.replace("-", "_")
+    if config["registry"]["path"].startswith("sqlite:///"):
+        config["registry"]["path"] = f"sqlite:///{workspace.root / 'registry.db'}"
+    if config["online_store"]["type"] == "sqlite":
+        config["online_store"]["path"] = str(workspace.root / "online.db")
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    workspace.feature_store_yaml.write_text(yaml.safe_dump(config, sort_keys=False))
+    return workspace.feature_store_yaml
+
+
+def open_store(workspace: Workspace) -> Any:
+    """The workspace's `feast.FeatureStore`. Raises FileNotFoundError before `scenerank apply`."""
+    from feast import FeatureStore
+
+    if not workspace.feature_store_yaml.exists():
+        raise FileNotFoundError(f"{workspace.feature_store_yaml} is not there: run `scenerank apply` first")
+    return FeatureStore(fs_yaml_file=workspace.feature_store_yaml)
+
+
+def apply(workspace: Workspace, profile: str = EMBEDDED) -> Any:
+    """Register every definition; services of older bundles stay. Returns the store."""
+    render(workspace, profile)
+    store = open_store(workspace)
+    from feature_repo import definitions
+
+    store.apply([getattr(definitions, name) for name in definitions.__all__ if name != "request"], partial=True)
+    return store

@@ -1,0 +1,65 @@
+"""Where one project's files live: source tables, registry, online store, knowledge, training sets, bundles, index.
+
+A workspace is one folder for one dataset. The environment variable `SCENERANK_WORKSPACE` names it; the default is
+`.scenerank/city` beside this package, so that plain `feast -c feature_repo apply` works in a fresh clone.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ENVIRONMENT_VARIABLE = "SCENERANK_WORKSPACE"
+REPOSITORY = Path(__file__).resolve().parent
+DEFAULT = REPOSITORY.parent / ".scenerank" / "city"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths below one root folder; nothing is created by naming it."""
+
+    root: Path
+
+    @property
+    def schema(self) -> Path:
+        return self.root / "sources" / "schema.json"
+
+    @property
+    def sources(self) -> Path:
+        return self.root / "sources"
+
+    @property
+    def knowledge(self) -> Path:
+        return self.root / "knowledge"
+
+    @property
+    def training(self) -> Path:
+        return self.root / "training"
+
+    @property
+    def bundles(self) -> Path:
+        return self.root / "bundles"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index"
+
+    @property
+    def feature_store_yaml(self) -> Path:
+        return self.root / "feature_store.yaml"
+
+    def source(self, table: str) -> Path:
+        """The Parquet file of one source table."""
+        return self.sources / f"{table}.parquet"
+
+
+def active() -> Workspace:
+    """The workspace that this process works in."""
+    return Workspace(Path(os.environ.get(ENVIRONMENT_VARIABLE, DEFAULT)).resolve())
+
+
+def activate(root: Path) -> Workspace:
+    """Make `root` this process's workspace. Call before importing any Feast definition: they read it on import."""
+    os.environ[ENVIRONMENT_VARIABLE] = str(root.resolve())
+    return active()

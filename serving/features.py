@@ -1,0 +1,315 @@
+"""Online values -> Arrow: what the store holds for one request, in the very columns that an offline pull has.
+
+Whatever the store answers, a value counts as missing if it is null, if it outlived its view's time to live at the
+request's moment (then it is *stale*), or if it is knowledge of another version than the bundle's. A value newer than
+the request's moment is used: the online store holds nothing older.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureStore
+from feast.types import from_feast_to_pyarrow_type
+
+from feature_repo import columns, scenes
+from serving.request import RequestContext
+from trainers.bundle import Bundle
+from trainers.knowledge import MISSING_ROW
+
+# A required field of each entity's description: it is there if and only if the store knows the entity.
+DESCRIPTIONS = {columns.USER_ID: ("user_profile", columns.TEXT), columns.POI_ID: ("poi_profile", columns.NAME)}
+SCENE_VIEW = "scene"
+SCENE_SPACE = "scene_text"
+
+
+class ServiceMismatch(ValueError):
+    """The bundle reads what this store or this code does not have. The message names it and the remedy."""
+
+
+class ValueStatus(IntEnum):
+    """Whether a stored value was there; the numbers are those of the wire contract."""
+
+    PRESENT = 1
+    MISSING = 2
+    STALE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewReading:
+    """How many values of one view had which status, and from when (microseconds UTC) the present ones were."""
+
+    view: str
+    present: int
+    missing: int
+    stale: int
+    oldest_us: int | None
+    newest_us: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneAspect:
+    """One scene feature of the moment; `known`: met in training, `has_vector`: its sentence was embedded."""
+
+    feature: str
+    value: str | None
+    known: bool
+    has_vector: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextReading:
+    """All that does not depend on a POI: one row of the user's, the scenario's and the scene's columns."""
+
+    time_us: int
+    table: pa.Table
+    user_status: ValueStatus
+    scene: tuple[SceneAspect, ...]
+    views: tuple[ViewReading, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """n rows as an offline pull would give them, and how much of them was there.
+
+    Attributes:
+        names: n display names, None where the POI is unknown.
+        poi_statuses: n statuses of the POIs' own description.
+    """
+
+    table: pa.Table
+    names: tuple[str | None, ...]
+    poi_statuses: tuple[ValueStatus, ...]
+    views: tuple[ViewReading, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    name: str
+    keys: frozenset[str]
+    ttl_us: int  # 0: for ever
+    types: Mapping[str, pa.DataType]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """One view's answer: arrays with nulls for what is missing, statuses (features, n), event times (n,)."""
+
+    view: _View
+    values: dict[str, pa.Array]
+    statuses: np.ndarray
+    times_us: np.ndarray
+
+    def status(self, feature: str) -> np.ndarray:
+        return self.statuses[list(self.view.types).index(feature)]
+
+    def blank(self, feature: str, bad: np.ndarray) -> None:
+        """Turn values of one feature into missing ones."""
+        self.status(feature)[bad] = ValueStatus.MISSING
+        self.values[feature] = pc.if_else(pa.array(bad), None, self.values[feature])
+
+    def summary(self) -> ViewReading:
+        counts = {s: int((self.statuses == s).sum()) for s in ValueStatus}
+        used = self.times_us[(self.statuses == ValueStatus.PRESENT).any(axis=0)]
+        return ViewReading(
+            view=self.view.name,
+            present=counts[ValueStatus.PRESENT],
+            missing=counts[ValueStatus.MISSING],
+            stale=counts[ValueStatus.STALE],
+            oldest_us=int(used.min()) if len(used) else None,
+            newest_us=int(used.max()) if len(used) else None,
+        )
+
+
+class FeatureReader:
+    """Reads what one bundle needs from the online store, in at most four calls a request.
+
+    Raises ServiceMismatch if the store lacks a view or feature of the bundle, or if the code computes one of its scene
+    features differently than at training.
+    """
+
+    def __init__(self, store: FeatureStore, bundle: Bundle) -> None:
+        self._store = store
+        self._bundle = bundle
+        _check_scenes(bundle)
+        references = [tuple(reference.split(":", 1)) for reference in bundle.manifest.features]
+        self._features = frozenset(feature for _, feature in references)
+        self._scene_features = tuple(f for view, f in references if view == SCENE_VIEW)
+        stored = dict.fromkeys(r for r in [*references, *DESCRIPTIONS.values()] if r[0] != SCENE_VIEW)
+        views = [_view(store, name, [f for v, f in stored if v == name]) for name in dict.fromkeys(v for v, _ in stored)]
+        derived = {columns.CATEGORY_KEY, columns.DAYPART_KEY}
+        self._context_views = [v for v in views if v.keys <= {columns.USER_ID, columns.SCENARIO_ID}]
+        self._derived_views = [v for v in views if v.keys & derived]
+        self._poi_views = [v for v in views if v not in self._context_views and v not in self._derived_views]
+        self._scene_view = None
+        if self._scene_features and SCENE_SPACE in bundle.manifest.knowledge_versions:
+            fields = [columns.knowledge(SCENE_SPACE, name) for name in (columns.ROW, columns.VERSION)]
+            self._scene_view = _view(store, SCENE_SPACE, fields)
+
+    def read_context(self, context: RequestContext, time_us: int) -> ContextReading:
+        """The user's, scenario's and scene's columns, one row, as of `time_us`."""
+        keys = {columns.USER_ID: [context.user_id], columns.SCENARIO_ID: [context.scenario_id]}
+        reads = self._fetch(self._context_views, keys, time_us)
+        stored = _columns_of(reads)
+        inputs: dict[str, list[object]] = {scenes.EVENT_TIME_US: [time_us]}
+        inputs |= {name: stored[name].to_pylist() for name in scenes.STORED_INPUTS if name in stored}
+        inputs |= {name: [value] for name, value in context.scene_inputs.items()}
+        words = scenes.evaluate(inputs, self._bundle.schema) if self._scene_features else {}
+        values = {name: words[name][0] for name in self._scene_features}
+        rows, scene_reads = self._scene_rows(values, time_us)
+        table = {
+            columns.USER_ID: pa.array([context.user_id], pa.string()),
+            columns.SCENARIO_ID: pa.array([context.scenario_id], pa.string()),
+            scenes.EVENT_TIME_US: pa.array([time_us], pa.int64()),
+            columns.LATITUDE: pa.array([context.latitude], pa.float64()),
+            columns.LONGITUDE: pa.array([context.longitude], pa.float64()),
+            **{name: array for name, array in stored.items() if name in self._features},
+            **{name: pa.array([value], pa.string()) for name, value in values.items()},
+            **{_row_column(name): pa.array([row], pa.int64()) for name, row in rows.items()},
+        }
+        return ContextReading(
+            time_us=time_us,
+            table=pa.table(table),
+            user_status=_statuses(reads, columns.USER_ID)[0],
+            scene=tuple(self._aspect(name, value, rows.get(name, MISSING_ROW)) for name, value in values.items()),
+            views=tuple(read.summary() for read in [*reads, *scene_reads]),
+        )
+
+    def read_pois(self, context: ContextReading, poi_ids: Sequence[str]) -> Reading:
+        """The context's row beside the columns of n POIs."""
+        n = len(poi_ids)
+        time_us = context.time_us
+        keys = {columns.USER_ID: context.table[columns.USER_ID].to_pylist() * n, columns.POI_ID: list(poi_ids)}
+        reads = self._fetch(self._poi_views, keys, time_us)
+        stored = _columns_of(reads)
+        # An unknown POI has no category; the empty one has no statistics.
+        keys[columns.CATEGORY_KEY] = [category or "" for category in stored[columns.CATEGORY].to_pylist()]
+        keys[columns.DAYPART_KEY] = scenes.daypart_keys(np.array([time_us]), self._bundle.schema.timezone) * n
+        reads += self._fetch(self._derived_views, keys, time_us)
+        repeated = {name: context.table[name].take(pa.array([0] * n)) for name in context.table.column_names}
+        own = {name: array for name, array in _columns_of(reads).items() if name in self._features}
+        return Reading(
+            table=pa.table({columns.POI_ID: pa.array(poi_ids, pa.string()), **repeated, **own}),
+            names=tuple(stored[columns.NAME].to_pylist()),
+            poi_statuses=_statuses(reads, columns.POI_ID),
+            views=context.views + tuple(read.summary() for read in reads),
+        )
+
+    def _fetch(self, views: Sequence[_View], keys: Mapping[str, list[str]], time_us: int) -> list[_Read]:
+        """One call for several views; `keys`: n values of every key that one of the views has."""
+        if not views:
+            return []
+        needed = frozenset[str]().union(*(view.keys for view in views))
+        response = self._store.get_online_features(
+            features=[f"{view.name}:{feature}" for view in views for feature in view.types],
+            entity_rows={name: values for name, values in keys.items() if name in needed},
+        )
+        values = response.to_dict()
+        vectors = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
+        reads = [_as_of(view, values, vectors[next(iter(view.types))], time_us) for view in views]
+        for read in reads:
+            self._refuse_other_versions(read)
+        return reads
+
+    def _refuse_other_versions(self, read: _Read) -> None:
+        """Knowledge of another version, or beyond the matrix that the ranker holds, is missing."""
+        space = read.view.name
+        row = columns.knowledge(space, columns.ROW)
+        if space not in columns.KNOWLEDGE or row not in read.values:
+            return
+        same = pc.equal(
+            read.values[columns.knowledge(space, columns.VERSION)],
+            pa.scalar(self._bundle.manifest.knowledge_versions.get(space), pa.string()),
+        )
+        within = pc.less(read.values[row], len(self._bundle.matrices[space].matrix))
+        usable = pc.fill_null(pc.and_(same, within), False).to_numpy(zero_copy_only=False)
+        read.blank(row, ~usable & (read.status(row) == ValueStatus.PRESENT))
+
+    def _scene_rows(self, values: Mapping[str, str | None], time_us: int) -> tuple[dict[str, int], list[_Read]]:
+        """The matrix row of each scene value; nothing where the bundle reads no scene vectors."""
+        if self._scene_view is None:
+            return {}, []
+        said = {name: columns.scene_value(_feature(name), v) for name, v in values.items() if v is not None}
+        if not said:
+            return dict.fromkeys(values, MISSING_ROW), []
+        reads = self._fetch([self._scene_view], {columns.SCENE_VALUE: list(said.values())}, time_us)
+        rows = reads[0].values[columns.knowledge(SCENE_SPACE, columns.ROW)].to_pylist()
+        found = {name: row or MISSING_ROW for name, row in zip(said, rows, strict=True)}
+        return {name: found.get(name, MISSING_ROW) for name in values}, reads
+
+    def _aspect(self, name: str, value: str | None, row: int) -> SceneAspect:
+        vocabulary = self._bundle.encoding.vocabularies[name]
+        return SceneAspect(
+            feature=_feature(name),
+            value=value,
+            known=value is not None and value in vocabulary.values,
+            has_vector=row != MISSING_ROW,
+        )
+
+
+def _feature(column: str) -> str:
+    """The scene feature that a column holds: `scene_daypart` -> `daypart`."""
+    return column.removeprefix(columns.scene(""))
+
+
+def _row_column(column: str) -> str:
+    return columns.scene_row(_feature(column))
+
+
+def _check_scenes(bundle: Bundle) -> None:
+    now = {f.name: f.fingerprint() for f in scenes.features_of(bundle.schema)}
+    for name, trained in bundle.manifest.scene_fingerprints.items():
+        if now.get(name) != trained:
+            raise ServiceMismatch(
+                f"scene feature {name!r} is computed differently than when bundle {bundle.manifest.version} was "
+                f"trained ({trained} then, {now.get(name)} now): train again, or serve with the code of that time"
+            )
+
+
+def _view(store: FeatureStore, name: str, features: Sequence[str]) -> _View:
+    from feast.errors import FeatureViewNotFoundException
+
+    try:
+        view = store.get_feature_view(name)
+    except FeatureViewNotFoundException as error:
+        raise ServiceMismatch(f"the store has no view {name!r}, which the bundle reads; run `scenerank apply`") from error
+    types = {f.name: f.dtype for f in view.features}
+    absent = [feature for feature in features if feature not in types]
+    if absent:
+        raise ServiceMismatch(f"view {name!r} of the store has no {absent}, which the bundle reads; train again")
+    return _View(
+        name=name,
+        keys=frozenset(view.join_keys),
+        ttl_us=int(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
+        types={feature: from_feast_to_pyarrow_type(types[feature]) for feature in features},
+    )
+
+
+def _as_of(view: _View, values: Mapping[str, list[Any]], vector: Any, time_us: int) -> _Read:
+    """One view of a response with its time to live applied: expired after `ttl`, not at it, as the offline join does."""
+    times_us = np.array([t.seconds * 1_000_000 + t.nanos // 1000 for t in vector.event_timestamps], dtype=np.int64)
+    expired = (times_us < time_us - view.ttl_us) & (view.ttl_us > 0)
+    arrays, statuses = {}, []
+    for feature, dtype in view.types.items():
+        array = pa.array(values[feature], dtype)
+        null = array.is_null().to_numpy(zero_copy_only=False)
+        statuses.append(np.where(null, ValueStatus.MISSING, np.where(expired, ValueStatus.STALE, ValueStatus.PRESENT)))
+        arrays[feature] = pc.if_else(pa.array(expired), pa.scalar(None, dtype), array)
+    return _Read(view=view, values=arrays, statuses=np.stack(statuses), times_us=times_us)
+
+
+def _columns_of(reads: Iterable[_Read]) -> dict[str, pa.Array]:
+    return {name: array for read in reads for name, array in read.values.items()}
+
+
+def _statuses(reads: Iterable[_Read], key: str) -> tuple[ValueStatus, ...]:
+    """Per row, whether the description of the entity with this key is there."""
+    view, feature = DESCRIPTIONS[key]
+    read = next(read for read in reads if read.view.name == view)
+    return tuple(ValueStatus(int(status)) for status in read.status(feature))

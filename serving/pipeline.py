@@ -1,0 +1,200 @@
+"""Retrieve -> read -> score -> rank: how a request becomes an answer, in plain types and without a wire.
+
+Order of an answer: descending probability of what the objective names; equal ones keep the order of the candidates.
+POIs that the store does not know are scored like any other (through the ranker's unknown bucket) but stand after all
+that it knows: their score rests on nothing of their own.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_repo import columns, geo
+from feature_repo.hours import hour_of_week
+from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, ValueStatus, ViewReading
+from serving.request import (
+    DEFAULT_CANDIDATES,
+    DEFAULT_LIMIT,
+    Objective,
+    RankRequest,
+    RecommendRequest,
+    RequestContext,
+    Rules,
+)
+from serving.scorer import Scorer
+
+ATTRIBUTION_BYTES = 16
+
+
+class NoIndex(RuntimeError):
+    """Recommend was asked of a pipeline that has no index to find candidates in."""
+
+
+class Found(Protocol):
+    """What a retriever found, best first."""
+
+    @property
+    def poi_ids(self) -> tuple[str, ...]: ...
+
+
+class Retriever(Protocol):
+    """Finds candidates for one moment."""
+
+    @property
+    def version(self) -> str: ...
+
+    def retrieve(
+        self,
+        table: pa.Table,
+        k: int,
+        near: tuple[float, float, float] | None = None,
+        open_hour_of_week: int | None = None,
+    ) -> Found:
+        """At most k POIs for the one row of `table` (user, scenario and scene columns).
+
+        Args:
+            near: latitude and longitude in degrees, radius in km.
+            open_hour_of_week: only POIs open in this local hour, 0 (Monday 00:00) .. 167.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """An ordered answer: parallel arrays, best first.
+
+    Attributes:
+        scores: float32 (n,), what the objective names: `p_click` or `p_order`.
+        p_order: float32 (n,), probability of a click and then an order.
+        distance_km: float64 (n,), NaN where one of the two places is unknown.
+        names, categories: n words, None where the POI is unknown.
+        token: opaque and unique; names this answer when its outcome is reported.
+    """
+
+    poi_ids: tuple[str, ...]
+    scores: np.ndarray
+    p_click: np.ndarray
+    p_order: np.ndarray
+    distance_km: np.ndarray
+    poi_statuses: tuple[ValueStatus, ...]
+    names: tuple[str | None, ...]
+    categories: tuple[str | None, ...]
+    user_status: ValueStatus
+    scene: tuple[SceneAspect, ...]
+    views: tuple[ViewReading, ...]
+    time_us: int
+    token: str
+
+
+class Pipeline:
+    """Answers requests with one bundle, one store and, for `recommend`, one index; safe to call from threads."""
+
+    def __init__(self, reader: FeatureReader, scorer: Scorer, retriever: Retriever | None = None) -> None:
+        self.bundle = scorer.bundle
+        self.retriever = retriever
+        self._reader = reader
+        self._scorer = scorer
+        self._rules = Rules(self.bundle.schema, self.bundle.encoding.vocabularies[columns.SCENARIO_ID].values)
+
+    def rank(self, request: RankRequest) -> Ranking:
+        """Order the request's own candidates. Raises InvalidRequest."""
+        self._rules.check_rank(request)
+        context = self._read_context(request.context)
+        return self._ordered(context, request.poi_ids, request.objective, request.limit or len(request.poi_ids))
+
+    def recommend(self, request: RecommendRequest) -> Ranking:
+        """Find candidates and order them; empty where the filters leave none. Raises InvalidRequest, NoIndex."""
+        self._rules.check_recommend(request)
+        if self.retriever is None:
+            raise NoIndex("this server has no index: build one with `scenerank index`, or send candidates to Rank")
+        context = self._read_context(request.context)
+        found = self.retriever.retrieve(
+            context.table,
+            request.candidates or DEFAULT_CANDIDATES,
+            near=_near(request),
+            open_hour_of_week=self._hour_of_week(context.time_us) if request.only_open else None,
+        )
+        return self._ordered(context, found.poi_ids, request.objective, request.limit or DEFAULT_LIMIT)
+
+    def _read_context(self, context: RequestContext) -> ContextReading:
+        time_us = time.time_ns() // 1000 if context.time_us is None else context.time_us
+        return self._reader.read_context(context, time_us)
+
+    def _ordered(
+        self, context: ContextReading, poi_ids: tuple[str, ...] | list[str], objective: Objective, limit: int
+    ) -> Ranking:
+        if not poi_ids:
+            return _empty(context)
+        reading = self._reader.read_pois(context, poi_ids)
+        scored = self._scorer.score(reading.table)
+        scores = scored.p_order if objective is Objective.ORDER else scored.p_click
+        best = order(scores, reading.poi_statuses)[:limit]
+        return Ranking(
+            poi_ids=tuple(poi_ids[i] for i in best),
+            scores=scores[best],
+            p_click=scored.p_click[best],
+            p_order=scored.p_order[best],
+            distance_km=_distances(reading)[best],
+            poi_statuses=tuple(reading.poi_statuses[i] for i in best),
+            names=tuple(reading.names[i] for i in best),
+            categories=tuple(reading.table[columns.CATEGORY].take(pa.array(best)).to_pylist()),
+            user_status=context.user_status,
+            scene=context.scene,
+            views=tuple(sorted(reading.views, key=lambda v: v.view)),
+            time_us=context.time_us,
+            token=secrets.token_urlsafe(ATTRIBUTION_BYTES),
+        )
+
+    def _hour_of_week(self, time_us: int) -> int:
+        return int(hour_of_week(np.array([time_us]), self.bundle.schema.timezone)[0])
+
+
+def order(scores: np.ndarray, statuses: tuple[ValueStatus, ...]) -> np.ndarray:
+    """Positions, best first: known POIs before others, then descending score, then the order given.
+
+    >>> there, gone = ValueStatus.PRESENT, ValueStatus.MISSING
+    >>> order(np.array([0.1, 0.3, 0.9, 0.3]), (there, there, gone, there)).tolist()
+    [1, 3, 0, 2]
+    """
+    unknown = np.array([status is not ValueStatus.PRESENT for status in statuses])
+    return np.lexsort((-scores, unknown))
+
+
+def _distances(reading: Reading) -> np.ndarray:
+    """Kilometres between the user and each POI, NaN where unknown."""
+    places = (columns.LATITUDE, columns.LONGITUDE, columns.POI_LATITUDE, columns.POI_LONGITUDE)
+    degrees = (pc.fill_null(reading.table[name], float("nan")).to_numpy() for name in places)
+    return geo.distance_km(*degrees)
+
+
+def _near(request: RecommendRequest) -> tuple[float, float, float] | None:
+    context = request.context
+    if request.radius_km is None or context.latitude is None or context.longitude is None:
+        return None
+    return context.latitude, context.longitude, request.radius_km
+
+
+def _empty(context: ContextReading) -> Ranking:
+    nothing = np.zeros(0, dtype=np.float32)
+    return Ranking(
+        poi_ids=(),
+        scores=nothing,
+        p_click=nothing,
+        p_order=nothing,
+        distance_km=nothing.astype(np.float64),
+        poi_statuses=(),
+        names=(),
+        categories=(),
+        user_status=context.user_status,
+        scene=context.scene,
+        views=tuple(sorted(context.views, key=lambda v: v.view)),
+        time_us=context.time_us,
+        token=secrets.token_urlsafe(ATTRIBUTION_BYTES),
+    )

@@ -1,0 +1,39 @@
+"""Bundle + rows -> probabilities: logits become probabilities here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from trainers.batch import Batch
+from trainers.bundle import Bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probabilities:
+    """For n rows, float32 (n,): of a click, and of a click followed by an order (never larger)."""
+
+    p_click: np.ndarray
+    p_order: np.ndarray
+
+
+class Scorer:
+    """One bundle's ranker, ready to answer; safe to call from several threads."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        bundle.ranker.eval()
+
+    def score(self, table: pa.Table) -> Probabilities:
+        """Score n rows of an online read (or of a pull: the columns are the same)."""
+        return self.score_batch(Batch.from_arrow(table, self.bundle.encoding))
+
+    def score_batch(self, batch: Batch) -> Probabilities:
+        with torch.inference_mode():
+            scores = self.bundle.ranker(batch)
+            p_click = torch.sigmoid(scores.click_logit_B)
+            p_order = p_click * torch.sigmoid(scores.conversion_logit_B)
+        return Probabilities(p_click=p_click.numpy(), p_order=p_order.numpy())

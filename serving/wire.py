@@ -1,0 +1,93 @@
+"""Proto <-> plain types, and nothing else: what `recommender.proto` promises, said in the words of the pipeline."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from serving import features
+from serving.pipeline import Pipeline, Ranking
+from serving.request import InvalidRequest, Objective, RankRequest, RecommendRequest, RequestContext, Violation
+from serving.v1 import recommender_pb2 as pb
+
+OBJECTIVES = {
+    pb.OBJECTIVE_UNSPECIFIED: Objective.CLICK,
+    pb.OBJECTIVE_CLICK: Objective.CLICK,
+    pb.OBJECTIVE_ORDER: Objective.ORDER,
+}
+
+
+def rank_request(message: pb.RankRequest) -> RankRequest:
+    """Raises InvalidRequest for what plain types cannot say: an unknown objective, an empty input, broken nanos."""
+    return RankRequest(
+        context=_context(message.context),
+        poi_ids=tuple(message.poi_ids),
+        limit=message.limit,
+        objective=_objective(message.objective),
+    )
+
+
+def recommend_request(message: pb.RecommendRequest) -> RecommendRequest:
+    """Raises InvalidRequest as `rank_request` does."""
+    return RecommendRequest(
+        context=_context(message.context),
+        candidates=message.candidates,
+        limit=message.limit,
+        objective=_objective(message.objective),
+        radius_km=message.radius_km if message.HasField("radius_km") else None,
+        only_open=message.only_open,
+    )
+
+
+def ranking(answer: Ranking, pipeline: Pipeline, include_details: bool) -> pb.Ranking:
+    manifest = pipeline.bundle.manifest
+    message = pb.Ranking(
+        poi_ids=answer.poi_ids,
+        scores=answer.scores,
+        p_click=answer.p_click,
+        p_order=answer.p_order,
+        distance_km=answer.distance_km,
+        poi_statuses=[pb.ValueStatus.Name(s) for s in answer.poi_statuses],
+        user_status=pb.ValueStatus.Name(answer.user_status),
+        scene=[
+            pb.SceneAspect(feature=s.feature, value=s.value or "", known=s.known, has_vector=s.has_vector)
+            for s in answer.scene
+        ],
+        views=[_view(view) for view in answer.views],
+        values=pb.StatusCounts(
+            present=sum(view.present for view in answer.views),
+            missing=sum(view.missing for view in answer.views),
+            stale=sum(view.stale for view in answer.views),
+        ),
+        model=pb.ModelInfo(name=manifest.model, version=manifest.version, service=manifest.service),
+        attribution_token=answer.token,
+        time=_timestamp(answer.time_us),
+    )
+    if include_details:
+        pairs = zip(answer.names, answer.categories, strict=True)
+        message.details.extend(pb.PoiDetails(name=name or "", category=category or "") for name, category in pairs)
+    return message
+
+
+def bad_request(error: InvalidRequest) -> status_pb2.Status:
+    """INVALID_ARGUMENT with one field violation for each broken rule."""
+    details = error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.rule) for v in error.violations
+        ]
+    )
+    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=str(error))
+    status.details.add().Pack(details)
+    return status
+
+
+def _context(message: pb.RequestContext) -> RequestContext:
+    place = message.place
+    return RequestContext(
+        user_id=message.user_id,
+        scenario_id=message.scenario_id,
+        time_us=_time_us(message.time) if message.HasField("time") else None,
+        latitude=_coordinate(message, "latitude") if message.HasField("place") else None,
+        longitude=_coordinate(message, "longitude") if message.HasField("place") else None,
+        scene_inputs={name: _scene_input(name, message.scene_inputs[name]) for name in sorted(message.scene_inputs)},
+    )

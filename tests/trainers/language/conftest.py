@@ -1,0 +1,139 @@
+"""A language model of 60,000 random parameters, and a town of two places whose texts can be written down by hand."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from feature_repo import aggregates, columns
+from feature_repo.datasets.schema import TIME, Dataset, RequestField, Schema, Split
+from feature_repo.workspace import Workspace
+from trainers.language.encoder import EncoderConfig
+
+START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)  # a Monday, 10:00 in Helsinki
+SENTENCES = (
+    "This shop sells warm soup and bread near the station, open until late in the evening.",
+    "A person who likes noodles for lunch and grilled fish at night, whatever the weather is.",
+    "It is raining; the park is empty and the library is full of people reading in silence.",
+)
+
+
+def at(hours: float) -> datetime:
+    return START + timedelta(hours=hours)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Llama's architecture and a trained BPE tokenizer in a folder; padding is the end-of-text token, as in SmolLM2."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        SENTENCES, trainers.BpeTrainer(vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet)
+    )
+    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_model: Path, tmp_path: Path) -> EncoderConfig:
+    return EncoderConfig(model=str(tiny_model), dtype="float32", threads=1, models=tmp_path / "models")
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Workspace:
+    """User u1 clicks the bakery at 10:00 and is back at 13:00 in the rain, u2 comes at 23:00 for the first time."""
+    schema = Schema(
+        dataset="town",
+        timezone="Europe/Helsinki",
+        split=Split(train=at(24), valid=at(48), test=at(72), end=at(96)),
+        request_fields=(RequestField(name="weather"), RequestField(name="mood")),
+        scene_fields=("mood",),
+    )
+    hours = [0.0, 3.0, 13.0]
+    tables = {
+        "impressions": {
+            columns.ROW_ID: [1, 2, 3],
+            columns.REQUEST_ID: ["r1", "r2", "r3"],
+            columns.EVENT_TIMESTAMP: [at(h) for h in hours],
+            columns.OUTCOME_TIMESTAMP: [at(h + 0.01) for h in hours],
+            columns.USER_ID: ["u1", "u1", "u2"],
+            columns.POI_ID: ["p1", "p2", "p1"],
+            columns.SCENARIO_ID: ["home"] * 3,
+            columns.CLICK: [1, 0, 0],
+            columns.ORDER: [0, 0, 0],
+            columns.POSITION: [1, 1, 1],
+            columns.PROPENSITY: [0.5] * 3,
+            columns.LATITUDE: [60.17] * 3,
+            columns.LONGITUDE: [24.94] * 3,
+            "weather": ["clear", "rain", "rain"],
+            "mood": ["in a hurry", None, ""],
+        },
+        "users": _entities(columns.USER_ID, {"u1": "Likes rye bread.", "u2": "Likes fish."}),
+        "pois": _entities(columns.POI_ID, {"p1": "A bakery by the park.", "p2": "A ramen bar."})
+        | {
+            columns.NAME: ["Crumb", "Slurp"],
+            columns.CATEGORY: ["bakery", "noodles"],
+            columns.SPECIALTY: ["rye bread", None],
+            columns.OPEN_HOURS: [None, None],
+            columns.POI_LATITUDE: [60.17] * 2,
+            columns.POI_LONGITUDE: [24.94] * 2,
+        },
+        "scenarios": _entities(columns.SCENARIO_ID, {"home": "The first page."}) | {columns.NAME: ["Home"]},
+    }
+    workspace = Workspace(tmp_path / "town")
+    Dataset(schema=schema, tables={name: pa.table(table) for name, table in tables.items()}).write(workspace.sources)
+    aggregates.build(workspace)
+    return workspace
+
+
+def _entities(key: str, texts: dict[str, str]) -> dict[str, list[object]]:
+    """The first entity is known an hour before the log starts, the second two hours, and so on."""
+    times: list[object] = [at(-1 - i) for i in range(len(texts))]
+    return {
+        key: list(texts),
+        columns.EVENT_TIMESTAMP: times,
+        columns.CREATED_TIMESTAMP: times,
+        columns.TEXT: list(texts.values()),
+    }
+
+
+def rewrite(workspace: Workspace, table: str, change: dict[str, tuple[str, datetime]]) -> None:
+    """Give entities of a source table a new text with its time, adding those that are not there."""
+    path = workspace.source(table)
+    rows = pq.read_table(path).to_pylist()
+    key = next(name for name in rows[0] if name.endswith("_id"))
+    for name, (text, time) in change.items():
+        row = next((r for r in rows if r[key] == name), None)
+        if row is None:
+            row = dict(rows[0], **{key: name})
+            rows.append(row)
+        row |= {columns.TEXT: text, columns.EVENT_TIMESTAMP: time, columns.CREATED_TIMESTAMP: time}
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
+
+
+def microseconds(time: datetime) -> int:
+    return int(pa.scalar(time, TIME).cast(pa.int64()).as_py())

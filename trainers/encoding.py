@@ -1,0 +1,195 @@
+"""What a ranker learns before its first step: vocabularies and scalers, fitted on history and train only.
+
+An `Encoding` turns the named columns of a pull (or of an online read) into dense ids and standardised numbers. It is
+plain data: it travels in the bundle as JSON and it is all that `Batch.from_arrow` needs beside the table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_repo import columns, geo, hours
+from feature_repo.datasets.schema import Schema
+from feature_repo.scenes import EVENT_TIME_US, features_of
+
+UNKNOWN = 0  # the id of a value that is missing or was not seen in training
+RATE_PRIOR_COUNT = 20.0  # a rate from few events is drawn towards the overall rate with this weight
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Known values of one column; the i-th has id i + 1, everything else has id 0."""
+
+    values: tuple[str, ...]
+
+    @cached_property
+    def _value_set(self) -> pa.Array:
+        return pa.array(self.values, pa.string())
+
+    def __len__(self) -> int:
+        """The number of ids, the unknown one included."""
+        return len(self.values) + 1
+
+    def ids(self, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """Ids, int64 (n,), of n strings or nulls."""
+        found = pc.index_in(values.cast(pa.string()), value_set=self._value_set)
+        return pc.add(pc.fill_null(found.cast(pa.int64()), -1), 1).to_numpy(zero_copy_only=False)
+
+    @staticmethod
+    def fit(values: pa.ChunkedArray, minimum_count: int = 1) -> Vocabulary:
+        """All values seen at least `minimum_count` times, in alphabetical order (so that ids do not depend on rows)."""
+        counts = pc.drop_null(values.cast(pa.string()).combine_chunks()).value_counts()
+        frequent = counts.filter(pc.greater_equal(counts.field("counts"), minimum_count)).field("values")
+        return Vocabulary(tuple(sorted(frequent.to_pylist())))
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Mean and standard deviation of one number; a missing value becomes 0, the mean."""
+
+    mean: float
+    std: float
+
+    def scale(self, values: np.ndarray) -> np.ndarray:
+        """float64 (n,) -> float32 (n,) with mean 0 and deviation 1 on the training part."""
+        return np.nan_to_num((values - self.mean) / self.std, nan=0.0).astype(np.float32)
+
+    @staticmethod
+    def fit(values: np.ndarray) -> Scaler:
+        known = values[~np.isnan(values)]
+        if not len(known):
+            return Scaler(0.0, 1.0)
+        std = float(known.std())
+        return Scaler(float(known.mean()), std if std > 1e-9 else 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """The fitted meaning of every column that one ranker reads, in the order of its tensors.
+
+    Attributes:
+        user_columns, poi_columns: categorical columns of the user (and scenario) and of the POI, in tensor order.
+        scene_features: scene slots, in tensor order.
+        text_spaces: knowledge spaces of the impression itself (POI, user, scenario), in tensor order.
+        rates: overall click rate and order-given-click rate of the fitted part, the prior of smoothed rates.
+    """
+
+    timezone: str
+    user_columns: tuple[str, ...]
+    poi_columns: tuple[str, ...]
+    scene_features: tuple[str, ...]
+    text_spaces: tuple[str, ...]
+    vocabularies: Mapping[str, Vocabulary] = field(repr=False)
+    scalers: Mapping[str, Scaler] = field(repr=False)
+    rates: tuple[float, float]
+
+    @property
+    def categorical_columns(self) -> tuple[str, ...]:
+        return self.user_columns + self.poi_columns
+
+    def cardinalities(self, names: Sequence[str]) -> tuple[int, ...]:
+        return tuple(len(self.vocabularies[name]) for name in names)
+
+    @staticmethod
+    def fit(table: pa.Table, schema: Schema) -> Encoding:
+        """Fit on a pull of history and train rows (never valid or test: the caller's duty, checked by `rank`)."""
+        user_columns = (columns.SCENARIO_ID, columns.USER_ID, *schema.user_attributes)
+        poi_columns = (columns.POI_ID, columns.CATEGORY, columns.SPECIALTY, *schema.poi_attributes)
+        scenes = tuple(f.name for f in features_of(schema) if columns.scene(f.name) in table.column_names)
+        names = [*user_columns, *poi_columns, *(columns.scene(name) for name in scenes)]
+        clicks, orders = (pc.sum(table[label]).as_py() or 0 for label in columns.LABELS)
+        rates = ((clicks + 1) / (len(table) + 2), (orders + 1) / (clicks + 2))
+        spaces = tuple(s for s in columns.KNOWLEDGE if columns.knowledge(s, columns.ROW) in table.column_names)
+        numbers = derive_numbers(table, schema.timezone, rates)
+        return Encoding(
+            timezone=schema.timezone,
+            user_columns=user_columns,
+            poi_columns=poi_columns,
+            scene_features=scenes,
+            text_spaces=spaces,
+            vocabularies={name: Vocabulary.fit(table[name]) for name in names},
+            scalers={name: Scaler.fit(values) for name, values in numbers.items()},
+            rates=rates,
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "timezone": self.timezone,
+                "user_columns": self.user_columns,
+                "poi_columns": self.poi_columns,
+                "scene_features": self.scene_features,
+                "text_spaces": self.text_spaces,
+                "vocabularies": {name: v.values for name, v in self.vocabularies.items()},
+                "scalers": {name: [s.mean, s.std] for name, s in self.scalers.items()},
+                "rates": self.rates,
+            },
+            ensure_ascii=False,
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Encoding:
+        raw = json.loads(text)
+        return Encoding(
+            timezone=raw["timezone"],
+            user_columns=tuple(raw["user_columns"]),
+            poi_columns=tuple(raw["poi_columns"]),
+            scene_features=tuple(raw["scene_features"]),
+            text_spaces=tuple(raw["text_spaces"]),
+            vocabularies={name: Vocabulary(tuple(values)) for name, values in raw["vocabularies"].items()},
+            scalers={name: Scaler(*pair) for name, pair in raw["scalers"].items()},
+            rates=(raw["rates"][0], raw["rates"][1]),
+        )
+
+
+def derive_numbers(table: pa.Table, timezone: str, rates: tuple[float, float]) -> dict[str, np.ndarray]:
+    """Every number that a ranker reads, float64 (n,) each, NaN where unknown: log counts, smoothed rates, distance,
+    openness, hours since the user's last click and order, and how recently this POI was clicked."""
+    numbers: dict[str, np.ndarray] = {}
+    for owner in columns.STATISTICS:
+        for days in columns.WINDOW_DAYS:
+            shown, clicked, ordered = (_number(table, columns.statistic(owner, c, days)) for c in columns.COUNTS)
+            shown, clicked, ordered = (np.nan_to_num(v, nan=0.0) for v in (shown, clicked, ordered))
+            numbers[f"{owner}_log_impressions_{days}d"] = np.log1p(shown)
+            numbers[f"{owner}_log_clicks_{days}d"] = np.log1p(clicked)
+            numbers[f"{owner}_click_rate_{days}d"] = _smoothed(clicked, shown, rates[0])
+            numbers[f"{owner}_order_rate_{days}d"] = _smoothed(ordered, clicked, rates[1])
+    places = (columns.LATITUDE, columns.LONGITUDE, columns.POI_LATITUDE, columns.POI_LONGITUDE)
+    numbers["log_distance_km"] = np.log1p(geo.distance_km(*(_number(table, name) for name in places)))
+    times_us = table[EVENT_TIME_US].to_numpy()
+    numbers["open_now"] = hours.is_open(table[columns.OPEN_HOURS].to_pylist(), hours.hour_of_week(times_us, timezone))
+    numbers["log_hours_since_order"] = log_hours(times_us - _number(table, columns.LAST_ORDER_TIME))
+    numbers["log_hours_since_poi"] = _log_hours_since_poi(table, times_us)
+    return numbers
+
+
+def log_hours(microseconds: np.ndarray) -> np.ndarray:
+    """log(1 + hours) of an age in microseconds; a negative age counts as 0."""
+    return np.log1p(np.maximum(microseconds, 0.0) / 3.6e9)
+
+
+def _number(table: pa.Table, name: str) -> np.ndarray:
+    return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def _smoothed(events: np.ndarray, trials: np.ndarray, prior: float) -> np.ndarray:
+    return (events + RATE_PRIOR_COUNT * prior) / (trials + RATE_PRIOR_COUNT)
+
+
+def _log_hours_since_poi(table: pa.Table, times_us: np.ndarray) -> np.ndarray:
+    """log hours since this user last clicked this POI; NaN where it is not among the recent ones."""
+    rows = zip(
+        table[columns.POI_ID].to_pylist(),
+        table[columns.RECENT_POIS].to_pylist(),
+        table[columns.RECENT_TIMES].to_pylist(),
+        strict=True,
+    )
+    last = [float(at[pois.index(poi)]) if pois and poi in pois else np.nan for poi, pois, at in rows]
+    return log_hours(times_us - np.array(last, dtype=np.float64))

@@ -1,0 +1,134 @@
+"""Vectors that a language model left in a knowledge file, as one matrix to look rows up in (numpy and Arrow only).
+
+A knowledge file (`trainers.language.embed` writes it) holds one vector space: texts of one kind, embedded by one
+version of one encoder. Training sets and requests carry row numbers of its matrix, never vectors. Row 0 is "missing"
+and all zeros; other rows never change their meaning within a version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from feature_repo import columns
+
+MISSING_ROW = 0
+MODEL = "model"  # the field of a knowledge view that says which model wrote a vector
+
+
+class KnowledgeError(ValueError):
+    """A knowledge file cannot be used. The message names the file, what is wrong and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorMatrix:
+    """One vector space. N records say from when on a key has a row; several may point to the same row.
+
+    Args:
+        space: name of the vector space, one of `columns.KNOWLEDGE`.
+        version: the encoder's version; rows of different versions are never comparable.
+        matrix: float32 (rows + 1, width), raw vectors; row 0 is zeros.
+        keys: N external ids or scene values.
+        rows: int64 (N,), 1 .. rows.
+        available_at: int64 (N,), microseconds since the epoch UTC.
+    """
+
+    space: str
+    version: str
+    matrix: np.ndarray
+    keys: pa.Array
+    rows: np.ndarray
+    available_at: np.ndarray
+
+    def rows_at(self, keys: pa.Array | pa.ChunkedArray | list[str | None], times: np.ndarray) -> np.ndarray:
+        """The row of each key as of its time: int64 (n,), `MISSING_ROW` where nothing was available yet.
+
+        Args:
+            keys: n external ids; None and unknown ones are missing.
+            times: int64 (n,), microseconds since the epoch UTC. A value available at exactly that time counts.
+        """
+        known = self._lookup
+        wanted = pc.fill_null(pc.index_in(_strings(keys), value_set=known.keys), -1)
+        key_code = wanted.to_numpy(zero_copy_only=False).astype(np.int64)
+        time_code = np.searchsorted(known.times, np.asarray(times, dtype=np.int64), side="right")
+        # The record before the insertion point is the newest that is not after; it may be another key's.
+        at = np.searchsorted(known.codes, key_code * known.stride + time_code, side="right") - 1
+        found = (at >= 0) & (known.codes[at] // known.stride == key_code)
+        return np.where(found, known.rows[at], MISSING_ROW)
+
+    @cached_property
+    def _lookup(self) -> _Lookup:
+        keys = pc.unique(self.keys)
+        times, time_index = np.unique(self.available_at, return_inverse=True)
+        stride = len(times) + 1
+        key_code = pc.index_in(self.keys, value_set=keys).to_numpy(zero_copy_only=False).astype(np.int64)
+        codes = key_code * stride + time_index + 1
+        order = np.argsort(codes, kind="stable")
+        return _Lookup(keys=keys, times=times, stride=stride, codes=codes[order], rows=self.rows[order])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lookup:
+    """Records sorted by (key, time), the pair folded into one integer: key code * stride + time code."""
+
+    keys: pa.Array
+    times: np.ndarray
+    stride: int
+    codes: np.ndarray
+    rows: np.ndarray
+
+
+def load_matrix(path: Path) -> VectorMatrix:
+    """Read one knowledge file. Raises KnowledgeError if it is absent, of no known space, or mixes versions."""
+    if not path.is_file():
+        raise KnowledgeError(f"{path}: no such knowledge file; embed the texts first")
+    names = pq.read_schema(path).names
+    space = next((s for s in columns.KNOWLEDGE if columns.knowledge(s, columns.VECTOR) in names), None)
+    if space is None:
+        raise KnowledgeError(f"{path}: no vector column of {list(columns.KNOWLEDGE)} in {names}; embed the texts again")
+    key, row, version, vector = (
+        columns.KNOWLEDGE[space],
+        columns.knowledge(space, columns.ROW),
+        columns.knowledge(space, columns.VERSION),
+        columns.knowledge(space, columns.VECTOR),
+    )
+    table = pq.read_table(path, columns=[key, columns.CREATED_TIMESTAMP, row, version, vector])
+    versions = pc.unique(table[version]).to_pylist()
+    if len(versions) != 1:
+        raise KnowledgeError(f"{path}: vectors of one version expected, found {versions}; embed the texts again")
+    rows = table[row].to_numpy()
+    return VectorMatrix(
+        space=space,
+        version=versions[0],
+        matrix=_matrix(rows, table[vector], path),
+        keys=_strings(table[key]),
+        rows=rows,
+        available_at=table[columns.CREATED_TIMESTAMP].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(),
+    )
+
+
+def _matrix(rows: np.ndarray, vectors: pa.ChunkedArray, path: Path) -> np.ndarray:
+    """Scatter n list<float32> vectors to their rows: float32 (max(rows) + 1, width)."""
+    widths = pc.unique(pc.list_value_length(vectors)).to_pylist()
+    if len(widths) != 1 or not widths[0] or rows.min() <= MISSING_ROW:
+        raise KnowledgeError(f"{path}: vectors of one width and rows >= 1 expected, found widths {widths}; embed again")
+    matrix = np.zeros((int(rows.max()) + 1, widths[0]), dtype=np.float32)
+    start = 0
+    for chunk in vectors.chunks:
+        matrix[rows[start : start + len(chunk)]] = chunk.flatten().to_numpy().reshape(len(chunk), -1)
+        start += len(chunk)
+    return matrix
+
+
+def _strings(values: pa.Array | pa.ChunkedArray | list[str | None]) -> pa.Array:
+    """Any array of strings as one plain Arrow array."""
+    if isinstance(values, list):
+        return pa.array(values, pa.string())
+    flat = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return flat.cast(pa.string())

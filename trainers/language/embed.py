@@ -1,0 +1,262 @@
+"""Writes knowledge: every text of a workspace embedded once, kept with its version, its clock and a row for ever.
+
+Each vector space has one table a version, `knowledge/<space>/<version>.parquet`, and `knowledge/<space>.parquet` is the
+version in use, so that going back to an earlier model or template embeds nothing. A row number means one (key, text)
+for as long as the version lives: rows are appended, never moved or reused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_repo import columns
+from feature_repo.datasets.schema import TIME
+from feature_repo.workspace import Workspace
+from trainers.knowledge import MODEL
+from trainers.language.encoder import EncoderConfig, Progress, TextEncoder
+from trainers.language.texts import collect
+
+CHECKPOINT_TEXTS = 512
+# When a withdrawn text becomes available: after every impression, and inside every library's range of times.
+NEVER_US = 7_258_118_400_000_000  # 2200-01-01
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceReport:
+    """What embedding one vector space took: `texts` = reused + computed."""
+
+    space: str
+    version: str
+    texts: int
+    reused: int
+    computed: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedReport:
+    spaces: tuple[SpaceReport, ...]
+
+
+class Text(NamedTuple):
+    """A text that a key has from a time on."""
+
+    key: str
+    time_us: int
+    text: str
+
+
+class Record(NamedTuple):
+    """One line of a knowledge file without its vector."""
+
+    key: str
+    time_us: int
+    row: int
+    text: str
+    model: str
+    computed_us: int
+
+
+def embed(
+    workspace: Workspace,
+    config: EncoderConfig,
+    progress: Progress | None = None,
+    spaces: Sequence[str] = tuple(columns.KNOWLEDGE),
+) -> EmbedReport:
+    """Bring the knowledge files of a workspace up to date with its source tables.
+
+    Only texts that this version of the encoder has not read yet are embedded, and the model is loaded only for them.
+    An interrupted run keeps what it computed. Raises TextError or ModelError.
+    """
+    encoder: TextEncoder | None = None
+    reports = []
+    for space in spaces:
+        started = time.perf_counter()
+        texts = _texts(collect(workspace, space), columns.KNOWLEDGE[space])
+        archive = _Archive(workspace.knowledge, space, config.version(space))
+        vectors = archive.vectors()
+        missing = {t.text for t in texts} - vectors.keys()
+        if missing:
+            encoder = encoder or TextEncoder(config)
+            vectors |= _compute(encoder, archive, sorted(missing), progress)
+        model = encoder.name if encoder else config.model
+        archive.write(merge(archive.records(), texts, model=model, now=datetime.now(UTC)), vectors)
+        computed = sum(t.text in missing for t in texts)
+        reports.append(
+            SpaceReport(
+                space=space,
+                version=archive.version,
+                texts=len(texts),
+                reused=len(texts) - computed,
+                computed=computed,
+                seconds=time.perf_counter() - started,
+            )
+        )
+    return EmbedReport(spaces=tuple(reports))
+
+
+def merge(old: Iterable[Record], source: Iterable[Text], *, model: str, now: datetime) -> list[Record]:
+    """Records of a version after the source tables changed.
+
+    A text that its key had before keeps its row. Where the source speaks of a key, it is the truth from its first time
+    on: older records stay as history, later ones that it contradicts are withdrawn (their row stays, never available).
+    A text equal to the one before it adds nothing. Keys that the source no longer has stay as they were.
+    """
+    known: dict[str, list[Record]] = {}
+    for record in old:
+        known.setdefault(record.key, []).append(record)
+    wanted: dict[str, list[Text]] = {}
+    for text in source:
+        wanted.setdefault(text.key, []).append(text)
+    next_row = 1 + max((r.row for records in known.values() for r in records), default=0)
+    merged = [r for key, records in known.items() if key not in wanted for r in records]
+    for key, texts in wanted.items():
+        before = known.get(key, [])
+        rows = {r.text: r for r in before}
+        start = min(t.time_us for t in texts)
+        kept = sorted((r for r in before if r.time_us < start), key=lambda r: r.time_us)
+        for text in sorted(texts, key=lambda t: t.time_us):
+            if kept and kept[-1].text == text.text:
+                continue
+            if text.text not in rows:
+                rows[text.text] = Record(key, text.time_us, next_row, text.text, model, int(now.timestamp() * 1e6))
+                next_row += 1
+            kept.append(rows[text.text]._replace(time_us=text.time_us))
+        live = {r.text for r in kept}
+        merged += kept + [r._replace(time_us=NEVER_US) for r in rows.values() if r.text not in live]
+    return sorted(merged, key=lambda r: (r.row, r.time_us))
+
+
+def _texts(table: pa.Table, key: str) -> list[Text]:
+    """Available when both the fact and the knowledge of it are: the later of its two times."""
+    names = (key, columns.EVENT_TIMESTAMP, columns.CREATED_TIMESTAMP, columns.TEXT)
+    keys, events, created, texts = (_plain(table[name]) for name in names)
+    return [Text(k, max(e, c), t) for k, e, c, t in zip(keys, events, created, texts, strict=True)]
+
+
+def _plain(values: pa.ChunkedArray) -> list[Any]:
+    """Python values; times as microseconds since the epoch UTC."""
+    if pa.types.is_timestamp(values.type):
+        values = values.cast(TIME).cast(pa.int64())
+    return list(values.to_pylist())
+
+
+def _compute(
+    encoder: TextEncoder, archive: _Archive, texts: Sequence[str], progress: Progress | None
+) -> dict[str, np.ndarray]:
+    """Embed texts, putting every `CHECKPOINT_TEXTS` of them away as soon as they are there."""
+    computed: dict[str, np.ndarray] = {}
+    fresh: dict[str, np.ndarray] = {}
+    for at, batch in encoder.batches(texts, archive.space):
+        fresh |= {texts[i]: vector for i, vector in zip(at, batch, strict=True)}
+        if len(fresh) >= CHECKPOINT_TEXTS:
+            archive.checkpoint(fresh)
+            computed |= fresh
+            fresh = {}
+        if progress:
+            progress(archive.space, len(computed) + len(fresh), len(texts))
+    archive.checkpoint(fresh)
+    return computed | fresh
+
+
+class _Archive:
+    """The files of one version of one vector space: its table, and checkpoints of a run that has not ended."""
+
+    def __init__(self, folder: Path, space: str, version: str) -> None:
+        self.space, self.version = space, version
+        self.current = folder / f"{space}.parquet"
+        self.path = folder / space / f"{version}.parquet"
+        self._checkpoints = folder / space / f"{version}.checkpoints"
+
+    def vectors(self) -> dict[str, np.ndarray]:
+        """Text -> vector of everything that this version has read."""
+        text, vector = (columns.knowledge(self.space, name) for name in (columns.TEXT, columns.VECTOR))
+        known: dict[str, np.ndarray] = {}
+        for file in [*sorted(self._checkpoints.glob("*.parquet")), *([self.path] if self.path.is_file() else [])]:
+            table = pq.read_table(file, columns=[text, vector])
+            flat = pa.chunked_array([c.flatten() for c in table[vector].chunks], pa.float32()).to_numpy()
+            known |= dict(zip(table[text].to_pylist(), flat.reshape(table.num_rows, -1), strict=True))
+        return known
+
+    def records(self) -> list[Record]:
+        if not self.path.is_file():
+            return []
+        names = [columns.KNOWLEDGE[self.space], columns.CREATED_TIMESTAMP]
+        fields = (columns.ROW, columns.TEXT, MODEL, columns.COMPUTED_AT)
+        names += [columns.knowledge(self.space, field) for field in fields]
+        table = pq.read_table(self.path, columns=names)
+        return [Record(*values) for values in zip(*(_plain(table[name]) for name in names), strict=True)]
+
+    def checkpoint(self, vectors: Mapping[str, np.ndarray]) -> None:
+        if not vectors:
+            return
+        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        number = len(list(self._checkpoints.glob("*.parquet")))
+        text, vector = (columns.knowledge(self.space, name) for name in (columns.TEXT, columns.VECTOR))
+        table = pa.table({text: pa.array(list(vectors), pa.string()), vector: _vector_array(list(vectors.values()))})
+        _write(table, self._checkpoints / f"{number:06d}.parquet")
+
+    def write(self, records: Sequence[Record], vectors: Mapping[str, np.ndarray]) -> None:
+        """Put the version's table in place, if it changed, and make it the current one."""
+        if list(records) != self.records() or not self.path.is_file():
+            _write(self._table(records, vectors), self.path)
+        _link(self.path, self.current)
+        shutil.rmtree(self._checkpoints, ignore_errors=True)
+
+    def _table(self, records: Sequence[Record], vectors: Mapping[str, np.ndarray]) -> pa.Table:
+        times = pa.array([r.time_us for r in records], pa.int64()).cast(TIME)
+        hashes = [hashlib.sha256(r.text.encode()).hexdigest()[:16] for r in records]
+        computed = pa.array([r.computed_us for r in records], pa.int64()).cast(TIME)
+        fields: dict[str, pa.Array] = {
+            columns.ROW: pa.array([r.row for r in records], pa.int64()),
+            columns.VERSION: pa.array([self.version] * len(records), pa.string()),
+            columns.TEXT_HASH: pa.array(hashes, pa.string()),
+            columns.TEXT: pa.array([r.text for r in records], pa.string()),
+            columns.VECTOR: _vector_array([vectors[r.text] for r in records]),
+            MODEL: pa.array([r.model for r in records], pa.string()),
+            columns.COMPUTED_AT: computed,
+        }
+        keys = pa.array([r.key for r in records], pa.string())
+        clock = {columns.EVENT_TIMESTAMP: times, columns.CREATED_TIMESTAMP: times}
+        named = {columns.knowledge(self.space, field): values for field, values in fields.items()}
+        return pa.table({columns.KNOWLEDGE[self.space]: keys, **clock, **named})
+
+
+def _vector_array(vectors: Sequence[np.ndarray]) -> pa.Array:
+    """n vectors of one width as list<float32>."""
+    width = len(vectors[0]) if vectors else 0
+    offsets = np.arange(len(vectors) + 1, dtype=np.int32) * width
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate([np.zeros(0, np.float32), *vectors])))
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    """All or nothing: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, staged, compression="zstd")
+    os.replace(staged, path)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, in one step."""
+    if target.is_file() and target.samefile(source):
+        return
+    staged = target.with_name(f".{target.name}.{os.getpid()}")
+    staged.unlink(missing_ok=True)
+    try:
+        os.link(source, staged)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, staged)
+    os.replace(staged, target)

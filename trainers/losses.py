@@ -1,0 +1,130 @@
+"""Losses: pure functions on logits and vectors; they own the sigmoid, so that nothing saturates.
+
+Letters: B rows, D width of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainers.batch import Batch
+from trainers.models.ranker import Scores
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The number to minimise, a scalar with gradient, and its parts for the record."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the parts of a ranker's loss.
+
+    Args:
+        alignment: weight of guidance; it counts only for rankers that tap a collaborative vector.
+        temperature: divides the cosines of InfoNCE.
+        both_directions: average scene -> collaborative and collaborative -> scene.
+        aligned_rows: which rows are pairs. "clicked": a scene is drawn to what was wanted in it; an impression without
+            a click says no such thing. "all": every row, the literal reading of the paper's abstract.
+    """
+
+    click: float = 1.0
+    order: float = 1.0
+    alignment: float = 0.1
+    temperature: float = 0.1
+    both_directions: bool = True
+    aligned_rows: Literal["clicked", "all"] = "clicked"
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"the temperature must be positive, got {self.temperature}")
+
+
+def click_order_bce(
+    click_logit_B: Tensor, conversion_logit_B: Tensor, click_B: Tensor, order_B: Tensor, *, direct: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of click and of order (CTCVR), each over all rows.
+
+    With p = sigmoid(click) sigmoid(conversion), log p = logsigmoid(click) + logsigmoid(conversion) and
+    1 - p = -expm1(log p): no product of small numbers is ever formed (ESMM, Ma et al. 2018). With `direct` the second
+    logit is the order's own.
+    """
+    click = functional.binary_cross_entropy_with_logits(click_logit_B, click_B)
+    if direct:
+        return click, functional.binary_cross_entropy_with_logits(conversion_logit_B, order_B)
+    log_p_B = functional.logsigmoid(click_logit_B) + functional.logsigmoid(conversion_logit_B)
+    # 1 - p = (1 - p_click) + p_click (1 - p_conversion), a sum of positive terms: exact also where p is nearly 1.
+    log_not_p_B = torch.logaddexp(
+        functional.logsigmoid(-click_logit_B),
+        functional.logsigmoid(click_logit_B) + functional.logsigmoid(-conversion_logit_B),
+    )
+    return click, -(order_B * log_p_B + (1 - order_B) * log_not_p_B).mean()
+
+
+def info_nce(
+    anchor_BD: Tensor,
+    positive_BD: Tensor,
+    *,
+    temperature: float,
+    group_B: Tensor | None = None,
+    both_directions: bool = False,
+) -> Tensor:
+    """InfoNCE of B pairs by cosine, with the other pairs' positives as negatives (van den Oord et al. 2018).
+
+        L = - mean_b log ( e^{cos(a_b, p_b) / t} / sum_b' e^{cos(a_b, p_b') / t} )
+
+    Args:
+        group_B: pairs of the same group are no negatives of each other (int64); the denominator leaves them out.
+        both_directions: the mean of this loss and the one with anchors and positives exchanged.
+    Returns:
+        A scalar; 0 (with gradient 0) where fewer than two pairs, or no two groups, are there to compare.
+    """
+    cosine_BB = functional.normalize(anchor_BD, dim=1) @ functional.normalize(positive_BD, dim=1).T
+    score_BB = cosine_BB / temperature
+    if group_B is not None:
+        same_BB = group_B[:, None] == group_B[None, :]
+        same_BB.fill_diagonal_(False)
+        score_BB = score_BB.masked_fill(same_BB, -torch.inf)
+    if not len(score_BB):
+        return score_BB.sum()
+    target_B = torch.arange(len(score_BB), device=score_BB.device)
+    loss = functional.cross_entropy(score_BB, target_B)
+    if both_directions:
+        loss = (loss + functional.cross_entropy(score_BB.T, target_B)) / 2
+    return loss
+
+
+def ranking_loss(scores: Scores, batch: Batch, config: LossConfig) -> Losses:
+    """A ranker's loss: click and order, and the alignment of scenes where the ranker offers pairs.
+
+    Raises ValueError for a batch without labels.
+    """
+    if batch.click_B is None or batch.order_B is None:
+        raise ValueError("a loss needs a batch with labels; this one was built from a table without click and order")
+    click, order = click_order_bce(
+        scores.click_logit_B, scores.conversion_logit_B, batch.click_B, batch.order_B, direct=scores.direct
+    )
+    parts = {"click": click, "order": order}
+    total = config.click * click + config.order * order
+    if scores.aligned is not None and config.alignment:
+        chosen = (
+            batch.click_B > 0 if config.aligned_rows == "clicked" else torch.ones_like(batch.click_B, dtype=torch.bool)
+        )
+        parts["alignment"] = info_nce(
+            scores.aligned.scene_BA[chosen],
+            scores.aligned.collaborative_BA[chosen],
+            temperature=config.temperature,
+            group_B=batch.scene_of_row_B[chosen],
+            both_directions=config.both_directions,
+        )
+        total = total + config.alignment * parts["alignment"]
+    return Losses(total, {name: part.detach() for name, part in parts.items()})

@@ -1,0 +1,1 @@
+"""Networks: tensors in, tensors out. They read no files and import nothing of ours outside but Batch."""

@@ -1,0 +1,117 @@
+"""Ranker: the features of a row, perhaps its scene, and a backbone, composed into the logits of click and conversion.
+
+Every ranker of the project is a value of `Ranker.Config`: PLE without scene, PLE with scene ids, LARR with vectors.
+Scores of a row never depend on the other rows of its batch: no batch statistics, no attention across rows.
+
+Letters: B rows, T tasks (click, conversion), R rows of a matrix, V its width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainers.batch import Batch
+from trainers.models.backbones.ple import Ple
+from trainers.models.embedding import FeatureEmbedding, InputSizes
+from trainers.models.larr import Aligned, SceneUse
+
+TASKS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Logits of B rows; sigmoids belong to losses and to the edge.
+
+    Attributes:
+        click_logit_B: of a click.
+        conversion_logit_B: of an order given the click: p(order) = p(click) p(conversion), ESMM (Ma et al. 2018).
+            With `direct` it is the logit of the order itself.
+        aligned: pairs for guidance, in training mode only.
+    """
+
+    click_logit_B: Tensor
+    conversion_logit_B: Tensor
+    direct: bool = False
+    aligned: Aligned | None = None
+
+    @property
+    def p_click_B(self) -> Tensor:
+        return torch.sigmoid(self.click_logit_B)
+
+    @property
+    def p_order_B(self) -> Tensor:
+        """Probability of click and order."""
+        conversion_B = torch.sigmoid(self.conversion_logit_B)
+        return conversion_B if self.direct else self.p_click_B * conversion_B
+
+
+class Ranker(nn.Module):
+    """Batch -> Scores."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """
+        Args:
+            scene: how the scene is used; None: not at all.
+            ctcvr: p(order) as the product of click and conversion, or from a head of its own ("direct").
+        """
+
+        features: FeatureEmbedding.Config = field(default_factory=FeatureEmbedding.Config)
+        scene: SceneUse.Config | None = None
+        backbone: Ple.Config = field(default_factory=Ple.Config)
+        ctcvr: Literal["multiply", "direct"] = "multiply"
+
+        @property
+        def reads_scene_vectors(self) -> bool:
+            return self.scene is not None and self.scene.encoder.tokens != "ids"
+
+    def __init__(self, config: Config, sizes: InputSizes, matrices: Mapping[str, Tensor]) -> None:
+        """
+        Args:
+            matrices: for each space, float32 (R, V) with row 0 zeros.
+        Raises:
+            ValueError: if the configuration wants vectors or scene features that the data lacks.
+        """
+        super().__init__()
+        self.config = config
+        self.scene_space = sizes.scene_space
+        self.features = FeatureEmbedding(config.features, sizes, matrices)
+        self.scene = (
+            SceneUse(
+                config.scene, sizes, matrices.get(sizes.scene_space), self.features, config.backbone.expert_widths[-1]
+            )
+            if config.scene is not None
+            else None
+        )
+        inputs = self.features.width + (self.scene.width if self.scene is not None else 0)
+        self.backbone = Ple(config.backbone, inputs, TASKS)
+
+    def fit_vectors(self, batch: Batch) -> None:
+        """Centre and scale frozen vectors by the rows that training reads; call once, before training."""
+        self.features.fit_vectors(batch.text_row_BK)
+        if self.scene is not None and self.scene.encoder.vectors is not None:
+            self.scene.encoder.vectors.fit(batch.scene_row_US)
+
+    def extend_vectors(self, space: str, matrix_RV: Tensor) -> None:
+        """Put a longer matrix of one space in place: texts embedded after training. Raises ValueError if it is none."""
+        if space == self.scene_space and self.scene is not None and self.scene.encoder.vectors is not None:
+            self.scene.encoder.vectors.extend(matrix_RV)
+        self.features.extend_vectors(space, matrix_RV)
+
+    def forward(self, batch: Batch) -> Scores:
+        features = self.features(batch)
+        if self.scene is None:
+            logit_BT, _ = self.backbone(features.flat_BI)
+            return self._scores(logit_BT, None)
+        scene_BC = self.scene.scenes(batch)
+        logit_BT, hidden_BH = self.backbone(self.scene.utilize(scene_BC, features))
+        return self._scores(logit_BT, self.scene.align(scene_BC, features, hidden_BH) if self.training else None)
+
+    def _scores(self, logit_BT: Tensor, aligned: Aligned | None) -> Scores:
+        direct = self.config.ctcvr == "direct"
+        return Scores(click_logit_B=logit_BT[:, 0], conversion_logit_B=logit_BT[:, 1], direct=direct, aligned=aligned)

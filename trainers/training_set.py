@@ -1,0 +1,178 @@
+"""Training sets: a FeatureService pulled for a spine of impressions, each row as of its own moment.
+
+    spine (impressions of a time range)
+      -> keys that statistics are kept under: category of the POI, part of the day
+      -> Feast's point-in-time join: values with event and creation time at or before the impression
+      -> rows of the scene values' vectors that were available at or before the impression
+      -> Parquet parts, in the order of the spine, one a slice of it
+
+A pull is exact or it fails: every spine row comes back once. An interrupted backfill goes on with the first part that
+is not there yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pds
+import pyarrow.parquet as pq
+
+from feature_repo import columns
+from feature_repo.datasets.schema import TIME, Schema
+from feature_repo.scenes import EVENT_TIME_US, daypart_keys, features_of
+from feature_repo.workspace import Workspace
+from trainers.knowledge import VectorMatrix, load_matrix
+
+PART_ROWS = 50_000
+SCENE_SPACE = "scene_text"
+
+
+class TrainingSetError(ValueError):
+    """A training set cannot be pulled or used; the message says which, and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """What to pull: a service of the registry, for the impressions of [start, end), optionally of one scenario."""
+
+    service: str
+    start: datetime
+    end: datetime
+    scenario: str | None = None
+
+    def name(self) -> str:
+        """A folder name that differs where the pull differs."""
+        text = f"{self.start.isoformat()} {self.end.isoformat()} {self.scenario}"
+        return f"{self.service}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def backfill(
+    workspace: Workspace,
+    store: Any,
+    pull: Pull,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    part_rows: int = PART_ROWS,
+) -> Path:
+    """Pull to `<workspace>/training/<pull>/part-*.parquet` and return the folder; complete parts are not pulled again.
+
+    Args:
+        store: the workspace's `feast.FeatureStore`.
+        progress: called with rows done and rows in all.
+    Raises:
+        TrainingSetError: no impressions in the range, an unknown service or scenario, or a join that lost rows.
+    """
+    spine = impressions(workspace, pull)
+    folder = workspace.training / pull.name()
+    folder.mkdir(parents=True, exist_ok=True)
+    _restart_if_stale(folder, {"rows": len(spine), "part_rows": part_rows, **_sources_state(workspace)})
+    for part, start in enumerate(range(0, len(spine), part_rows)):
+        path = folder / f"part-{part:05d}.parquet"
+        rows = spine.slice(start, part_rows)
+        if not path.exists():
+            staging = path.with_suffix(".partial")
+            pq.write_table(join(workspace, store, pull.service, rows), staging, compression="zstd")
+            os.replace(staging, path)
+        progress(start + len(rows), len(spine))
+    return folder
+
+
+def read(folder: Path, start: datetime, end: datetime) -> pa.Table:
+    """The rows of a training set with event time in [start, end), in the order of the spine."""
+    when = pds.field(columns.EVENT_TIMESTAMP)
+    inside = (when >= pa.scalar(start, TIME)) & (when < pa.scalar(end, TIME))
+    return pds.dataset(sorted(folder.glob("part-*.parquet"))).to_table(filter=inside).combine_chunks()
+
+
+def impressions(workspace: Workspace, pull: Pull) -> pa.Table:
+    """The spine of a pull, in the order of its row ids. Raises TrainingSetError where it is empty."""
+    when = pc.field(columns.EVENT_TIMESTAMP)
+    wanted = (when >= pa.scalar(pull.start, TIME)) & (when < pa.scalar(pull.end, TIME))
+    if pull.scenario is not None:
+        wanted &= pc.field(columns.SCENARIO_ID) == pull.scenario
+    spine = pq.read_table(workspace.source("impressions"), filters=wanted).sort_by(columns.ROW_ID)
+    if not len(spine):
+        of = f" of scenario {pull.scenario!r}" if pull.scenario else ""
+        raise TrainingSetError(f"no impressions{of} from {pull.start} to {pull.end} in {workspace.sources}")
+    return spine
+
+
+def join(workspace: Workspace, store: Any, service: str, spine: pa.Table) -> pa.Table:
+    """The point-in-time values of one slice of the spine, in its order, with the spine's own columns beside them."""
+    schema = Schema.load(workspace.schema)
+    asked = with_keys(spine, workspace, schema)
+    pulled = store.get_historical_features(
+        entity_df=asked.drop_columns(_outcomes(asked)).to_pandas(), features=store.get_feature_service(service)
+    ).to_arrow()
+    if len(pulled) != len(spine) or pc.count_distinct(pulled[columns.ROW_ID]).as_py() != len(spine):
+        raise TrainingSetError(
+            f"the join of {service} returned {len(pulled)} rows for {len(spine)} impressions; "
+            "the offline store loses or doubles rows: use the DuckDB store"
+        )
+    ordered = pulled.sort_by(columns.ROW_ID)
+    values = ordered.drop_columns([name for name in ordered.column_names if name in asked.column_names])
+    table = asked
+    for name in values.column_names:
+        table = table.append_column(name, values[name])
+    return with_scene_rows(table, schema, _scene_matrix(workspace, table))
+
+
+def with_keys(spine: pa.Table, workspace: Workspace, schema: Schema) -> pa.Table:
+    """The spine with its moment as a number and the keys that statistics are kept under."""
+    pois = pq.read_table(workspace.source("pois"), columns=[columns.POI_ID, columns.CATEGORY])
+    at = pc.index_in(spine[columns.POI_ID], value_set=pois[columns.POI_ID].combine_chunks())
+    times = spine[columns.EVENT_TIMESTAMP].cast(TIME).cast(pa.int64())
+    return (
+        spine.append_column(EVENT_TIME_US, times)
+        .append_column(columns.CATEGORY_KEY, pois[columns.CATEGORY].take(at))
+        .append_column(columns.DAYPART_KEY, pa.array(daypart_keys(times.to_numpy(), schema.timezone), pa.string()))
+    )
+
+
+def with_scene_rows(table: pa.Table, schema: Schema, matrix: VectorMatrix | None) -> pa.Table:
+    """Append `scene_<feature>_row` for every scene column: the row of the value's vector as of the impression."""
+    if matrix is None:
+        return table
+    times = table[EVENT_TIME_US].to_numpy()
+    for feature in features_of(schema):
+        values = table[columns.scene(feature.name)].cast(pa.string())
+        keys = pc.binary_join_element_wise(feature.name, values, "=")
+        table = table.append_column(columns.scene_row(feature.name), pa.array(matrix.rows_at(keys, times), pa.int64()))
+    return table
+
+
+def _scene_matrix(workspace: Workspace, table: pa.Table) -> VectorMatrix | None:
+    """The scene vectors, where the service has both scenes and knowledge."""
+    knows = any(columns.knowledge(space, columns.ROW) in table.column_names for space in columns.KNOWLEDGE)
+    return load_matrix(workspace.knowledge / f"{SCENE_SPACE}.parquet") if knows else None
+
+
+def _outcomes(spine: pa.Table) -> list[str]:
+    """Columns that the join has no business with: labels, and what happened at or after the impression."""
+    after = (*columns.LABELS, columns.OUTCOME_TIMESTAMP, columns.POSITION, columns.PROPENSITY)
+    return [name for name in after if name in spine.column_names]
+
+
+def _sources_state(workspace: Workspace) -> dict[str, list[int]]:
+    """Size and modification time of every file that a pull reads."""
+    files = [*workspace.sources.glob("*.parquet"), *workspace.knowledge.glob("*.parquet"), workspace.schema]
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)}
+
+
+def _restart_if_stale(folder: Path, state: dict[str, Any]) -> None:
+    """Drop parts that were pulled from other sources than today's, and note what the next ones are pulled from."""
+    note = folder / "state.json"
+    text = json.dumps(state, sort_keys=True)
+    if note.exists() and note.read_text() == text:
+        return
+    for path in folder.glob("part-*"):
+        path.unlink()
+    note.write_text(text)
