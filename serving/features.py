@@ -19,6 +19,7 @@ from feast import FeatureStore
 from feast.types import from_feast_to_pyarrow_type
 
 from feature_repo import columns, scenes
+from feature_repo.datasets.schema import Schema
 from serving.request import RequestContext
 from trainers.bundle import Bundle
 from trainers.knowledge import MISSING_ROW
@@ -137,18 +138,19 @@ class FeatureReader:
     def __init__(self, store: FeatureStore, bundle: Bundle) -> None:
         self._store = store
         self._bundle = bundle
-        _check_scenes(bundle)
+        check_scenes(bundle.manifest.scene_fingerprints, bundle.schema, f"bundle {bundle.manifest.version}")
         references = [tuple(reference.split(":", 1)) for reference in bundle.manifest.features]
         self._features = frozenset(feature for _, feature in references)
-        self._scene_features = tuple(f for view, f in references if view == SCENE_VIEW)
         stored = dict.fromkeys(r for r in [*references, *DESCRIPTIONS.values()] if r[0] != SCENE_VIEW)
-        views = [_view(store, name, [f for v, f in stored if v == name]) for name in dict.fromkeys(v for v, _ in stored)]
+        views = [
+            _view(store, name, [f for v, f in stored if v == name]) for name in dict.fromkeys(v for v, _ in stored)
+        ]
         derived = {columns.CATEGORY_KEY, columns.DAYPART_KEY}
         self._context_views = [v for v in views if v.keys <= {columns.USER_ID, columns.SCENARIO_ID}]
         self._derived_views = [v for v in views if v.keys & derived]
         self._poi_views = [v for v in views if v not in self._context_views and v not in self._derived_views]
         self._scene_view = None
-        if self._scene_features and SCENE_SPACE in bundle.manifest.knowledge_versions:
+        if SCENE_SPACE in bundle.manifest.knowledge_versions:
             fields = [columns.knowledge(SCENE_SPACE, name) for name in (columns.ROW, columns.VERSION)]
             self._scene_view = _view(store, SCENE_SPACE, fields)
 
@@ -160,15 +162,15 @@ class FeatureReader:
         inputs: dict[str, list[object]] = {scenes.EVENT_TIME_US: [time_us]}
         inputs |= {name: stored[name].to_pylist() for name in scenes.STORED_INPUTS if name in stored}
         inputs |= {name: [value] for name, value in context.scene_inputs.items()}
-        words = scenes.evaluate(inputs, self._bundle.schema) if self._scene_features else {}
-        values = {name: words[name][0] for name in self._scene_features}
+        values = {name: words[0] for name, words in scenes.evaluate(inputs, self._bundle.schema).items()}
         rows, scene_reads = self._scene_rows(values, time_us)
+        place = context.place
         table = {
             columns.USER_ID: pa.array([context.user_id], pa.string()),
             columns.SCENARIO_ID: pa.array([context.scenario_id], pa.string()),
             scenes.EVENT_TIME_US: pa.array([time_us], pa.int64()),
-            columns.LATITUDE: pa.array([context.latitude], pa.float64()),
-            columns.LONGITUDE: pa.array([context.longitude], pa.float64()),
+            columns.LATITUDE: pa.array([place and place.latitude], pa.float64()),
+            columns.LONGITUDE: pa.array([place and place.longitude], pa.float64()),
             **{name: array for name, array in stored.items() if name in self._features},
             **{name: pa.array([value], pa.string()) for name, value in values.items()},
             **{_row_column(name): pa.array([row], pa.int64()) for name, row in rows.items()},
@@ -218,15 +220,13 @@ class FeatureReader:
         return reads
 
     def _refuse_other_versions(self, read: _Read) -> None:
-        """Knowledge of another version, or beyond the matrix that the ranker holds, is missing."""
+        """Knowledge of another version than the ranker reads, or beyond its matrix, is missing."""
         space = read.view.name
-        row = columns.knowledge(space, columns.ROW)
-        if space not in columns.KNOWLEDGE or row not in read.values:
+        if space not in self._bundle.manifest.knowledge_versions:
             return
-        same = pc.equal(
-            read.values[columns.knowledge(space, columns.VERSION)],
-            pa.scalar(self._bundle.manifest.knowledge_versions.get(space), pa.string()),
-        )
+        row = columns.knowledge(space, columns.ROW)
+        version = self._bundle.manifest.knowledge_versions[space]
+        same = pc.equal(read.values[columns.knowledge(space, columns.VERSION)], version)
         within = pc.less(read.values[row], len(self._bundle.matrices[space].matrix))
         usable = pc.fill_null(pc.and_(same, within), False).to_numpy(zero_copy_only=False)
         read.blank(row, ~usable & (read.status(row) == ValueStatus.PRESENT))
@@ -244,11 +244,11 @@ class FeatureReader:
         return {name: found.get(name, MISSING_ROW) for name in values}, reads
 
     def _aspect(self, name: str, value: str | None, row: int) -> SceneAspect:
-        vocabulary = self._bundle.encoding.vocabularies[name]
+        vocabulary = self._bundle.encoding.vocabularies.get(name)
         return SceneAspect(
             feature=_feature(name),
             value=value,
-            known=value is not None and value in vocabulary.values,
+            known=vocabulary is not None and value in vocabulary.values,
             has_vector=row != MISSING_ROW,
         )
 
@@ -262,13 +262,14 @@ def _row_column(column: str) -> str:
     return columns.scene_row(_feature(column))
 
 
-def _check_scenes(bundle: Bundle) -> None:
-    now = {f.name: f.fingerprint() for f in scenes.features_of(bundle.schema)}
-    for name, trained in bundle.manifest.scene_fingerprints.items():
+def check_scenes(fingerprints: Mapping[str, str], schema: Schema, owner: str) -> None:
+    """Raises ServiceMismatch if this code computes a scene feature otherwise than when `owner` was trained."""
+    now = {f.name: f.fingerprint() for f in scenes.features_of(schema)}
+    for name, trained in fingerprints.items():
         if now.get(name) != trained:
             raise ServiceMismatch(
-                f"scene feature {name!r} is computed differently than when bundle {bundle.manifest.version} was "
-                f"trained ({trained} then, {now.get(name)} now): train again, or serve with the code of that time"
+                f"scene feature {name!r} is declared otherwise than when the {owner} was trained ({trained} then, "
+                f"{now.get(name)} now): train again, or serve with the declarations of that time"
             )
 
 
@@ -278,7 +279,9 @@ def _view(store: FeatureStore, name: str, features: Sequence[str]) -> _View:
     try:
         view = store.get_feature_view(name)
     except FeatureViewNotFoundException as error:
-        raise ServiceMismatch(f"the store has no view {name!r}, which the bundle reads; run `scenerank apply`") from error
+        raise ServiceMismatch(
+            f"the store has no view {name!r}, which the bundle reads; run `scenerank apply`"
+        ) from error
     types = {f.name: f.dtype for f in view.features}
     absent = [feature for feature in features if feature not in types]
     if absent:
@@ -292,7 +295,7 @@ def _view(store: FeatureStore, name: str, features: Sequence[str]) -> _View:
 
 
 def _as_of(view: _View, values: Mapping[str, list[Any]], vector: Any, time_us: int) -> _Read:
-    """One view of a response with its time to live applied: expired after `ttl`, not at it, as the offline join does."""
+    """One view of a response with its time to live applied: expired after `ttl`, not at it, as offline."""
     times_us = np.array([t.seconds * 1_000_000 + t.nanos // 1000 for t in vector.event_timestamps], dtype=np.int64)
     expired = (times_us < time_us - view.ttl_us) & (view.ttl_us > 0)
     arrays, statuses = {}, []

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,15 @@ import pyarrow.compute as pc
 
 from feature_repo import columns, geo
 from feature_repo.hours import hour_of_week
-from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, ValueStatus, ViewReading
+from serving.features import (
+    ContextReading,
+    FeatureReader,
+    Reading,
+    SceneAspect,
+    ValueStatus,
+    ViewReading,
+    check_scenes,
+)
 from serving.request import (
     DEFAULT_CANDIDATES,
     DEFAULT_LIMIT,
@@ -28,6 +36,7 @@ from serving.request import (
     RequestContext,
     Rules,
 )
+from serving.retriever import Retriever
 from serving.scorer import Scorer
 
 ATTRIBUTION_BYTES = 16
@@ -35,35 +44,6 @@ ATTRIBUTION_BYTES = 16
 
 class NoIndex(RuntimeError):
     """Recommend was asked of a pipeline that has no index to find candidates in."""
-
-
-class Found(Protocol):
-    """What a retriever found, best first."""
-
-    @property
-    def poi_ids(self) -> tuple[str, ...]: ...
-
-
-class Retriever(Protocol):
-    """Finds candidates for one moment."""
-
-    @property
-    def version(self) -> str: ...
-
-    def retrieve(
-        self,
-        table: pa.Table,
-        k: int,
-        near: tuple[float, float, float] | None = None,
-        open_hour_of_week: int | None = None,
-    ) -> Found:
-        """At most k POIs for the one row of `table` (user, scenario and scene columns).
-
-        Args:
-            near: latitude and longitude in degrees, radius in km.
-            open_hour_of_week: only POIs open in this local hour, 0 (Monday 00:00) .. 167.
-        """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +74,24 @@ class Ranking:
 
 
 class Pipeline:
-    """Answers requests with one bundle, one store and, for `recommend`, one index; safe to call from threads."""
+    """Answers requests with one bundle, one store and, for `recommend`, one index; safe to call from threads.
+
+    Raises ServiceMismatch if the index was built with other scene features than this code computes.
+    """
 
     def __init__(self, reader: FeatureReader, scorer: Scorer, retriever: Retriever | None = None) -> None:
         self.bundle = scorer.bundle
         self.retriever = retriever
         self._reader = reader
         self._scorer = scorer
+        if retriever is not None:
+            check_scenes(retriever.artefact.manifest.scene_fingerprints, self.bundle.schema, "index")
         self._rules = Rules(self.bundle.schema, self.bundle.encoding.vocabularies[columns.SCENARIO_ID].values)
+
+    @property
+    def index_version(self) -> str:
+        """Empty without an index."""
+        return "" if self.retriever is None else self.retriever.version
 
     def rank(self, request: RankRequest) -> Ranking:
         """Order the request's own candidates. Raises InvalidRequest."""
@@ -127,9 +117,7 @@ class Pipeline:
         time_us = time.time_ns() // 1000 if context.time_us is None else context.time_us
         return self._reader.read_context(context, time_us)
 
-    def _ordered(
-        self, context: ContextReading, poi_ids: tuple[str, ...] | list[str], objective: Objective, limit: int
-    ) -> Ranking:
+    def _ordered(self, context: ContextReading, poi_ids: Sequence[str], objective: Objective, limit: int) -> Ranking:
         if not poi_ids:
             return _empty(context)
         reading = self._reader.read_pois(context, poi_ids)
@@ -175,10 +163,10 @@ def _distances(reading: Reading) -> np.ndarray:
 
 
 def _near(request: RecommendRequest) -> tuple[float, float, float] | None:
-    context = request.context
-    if request.radius_km is None or context.latitude is None or context.longitude is None:
+    place = request.context.place
+    if request.radius_km is None or place is None or place.latitude is None or place.longitude is None:
         return None
-    return context.latitude, context.longitude, request.radius_km
+    return place.latitude, place.longitude, request.radius_km
 
 
 def _empty(context: ContextReading) -> Ranking:

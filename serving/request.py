@@ -46,21 +46,28 @@ class Objective(Enum):
     ORDER = "order"
 
 
+@dataclass(frozen=True)
+class Place:
+    """A point in degrees, WGS84; a coordinate that was not given is None, which the rules refuse."""
+
+    latitude: float | None
+    longitude: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RequestContext:
     """Who asks, where and when.
 
     Args:
         time_us: microseconds since the epoch UTC; None: now.
-        latitude, longitude: degrees; both None: unknown.
+        place: None: unknown.
         scene_inputs: request fields of the data set (`weather`), each a word or a number.
     """
 
     user_id: str
     scenario_id: str
     time_us: int | None = None
-    latitude: float | None = None
-    longitude: float | None = None
+    place: Place | None = None
     scene_inputs: Mapping[str, str | float] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -114,17 +121,17 @@ class Rules:
         yield from _text("context.user_id", context.user_id)
         if context.scenario_id not in self.scenarios:
             known = ", ".join(self.scenarios)
-            yield Violation("context.scenario_id", f"{_quoted(context.scenario_id)} is unknown; there are {known}")
+            yield Violation("context.scenario_id", f"{quoted(context.scenario_id)} is unknown; there are {known}")
         if context.time_us is not None:
             latest = time.time_ns() // 1000 + AHEAD_US
             if not EARLIEST_US <= context.time_us <= latest:
                 yield Violation("context.time", "must be from the year 2000 on and at most one day ahead of now")
-        yield from _place(context)
+        yield from _place(context.place)
         for name in sorted(context.scene_inputs):
             yield from self._scene_input(name, context.scene_inputs[name])
 
     def _scene_input(self, name: str, value: str | float) -> Iterator[Violation]:
-        path = f"context.scene_inputs[{_quoted(name)}]"
+        path = f"context.scene_inputs[{quoted(name)}]"
         dtypes = {f.name: f.dtype for f in self.schema.request_fields}
         if name not in dtypes:
             known = ", ".join(sorted(dtypes)) or "none"
@@ -150,11 +157,10 @@ def _text(path: str, value: str) -> Iterator[Violation]:
         yield Violation(path, f"must have at most {MAX_TEXT} characters, has {len(value)}")
 
 
-def _place(context: RequestContext) -> Iterator[Violation]:
-    coordinates = (("latitude", context.latitude, 90.0), ("longitude", context.longitude, 180.0))
-    if context.latitude is None and context.longitude is None:
+def _place(place: Place | None) -> Iterator[Violation]:
+    if place is None:
         return
-    for name, value, limit in coordinates:
+    for name, value, limit in (("latitude", place.latitude, 90.0), ("longitude", place.longitude, 180.0)):
         path = f"context.place.{name}"
         if value is None:
             yield Violation(path, "is required: a place needs latitude and longitude")
@@ -170,7 +176,7 @@ def _candidates(poi_ids: Sequence[str]) -> Iterator[Violation]:
     for position, poi_id in enumerate(poi_ids):
         yield from _text(f"poi_ids[{position}]", poi_id)
         if first.setdefault(poi_id, position) != position:
-            yield Violation(f"poi_ids[{position}]", f"repeats poi_ids[{first[poi_id]}] = {_quoted(poi_id)}")
+            yield Violation(f"poi_ids[{position}]", f"repeats poi_ids[{first[poi_id]}] = {quoted(poi_id)}")
             return
 
 
@@ -179,7 +185,7 @@ def _radius(request: RecommendRequest) -> Iterator[Violation]:
         return
     if not 0.0 < request.radius_km <= MAX_RADIUS_KM:
         yield Violation("radius_km", f"must be above 0 and at most {MAX_RADIUS_KM:.0f}, is {request.radius_km}")
-    if request.context.latitude is None:
+    if request.context.place is None:
         yield Violation("radius_km", "needs context.place")
 
 
@@ -188,6 +194,6 @@ def _between(path: str, value: int, low: int, high: int) -> Iterator[Violation]:
         yield Violation(path, f"must be from {low} to {high}, is {value}")
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
     """The value as a short quotation: an error message must not grow with what was sent."""
     return repr(value if len(value) <= 40 else value[:40] + "...")

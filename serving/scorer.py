@@ -1,4 +1,4 @@
-"""Bundle + rows -> probabilities: logits become probabilities here and nowhere else."""
+"""Bundle + rows -> probabilities, as plain arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainers.bundle import Bundle
 
 @dataclass(frozen=True, kw_only=True)
 class Probabilities:
-    """For n rows, float32 (n,): of a click, and of a click followed by an order (never larger)."""
+    """For n rows, float32 (n,): of a click, and of a click and then an order."""
 
     p_click: np.ndarray
     p_order: np.ndarray
@@ -34,6 +34,4 @@ class Scorer:
     def score_batch(self, batch: Batch) -> Probabilities:
         with torch.inference_mode():
             scores = self.bundle.ranker(batch)
-            p_click = torch.sigmoid(scores.click_logit_B)
-            p_order = p_click * torch.sigmoid(scores.conversion_logit_B)
-        return Probabilities(p_click=p_click.numpy(), p_order=p_order.numpy())
+            return Probabilities(p_click=scores.p_click_B.numpy(), p_order=scores.p_order_B.numpy())

@@ -5,15 +5,30 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from serving import features
-from serving.pipeline import Pipeline, Ranking
-from serving.request import InvalidRequest, Objective, RankRequest, RecommendRequest, RequestContext, Violation
+from serving.features import ValueStatus, ViewReading
+from serving.pipeline import Ranking
+from serving.request import (
+    InvalidRequest,
+    Objective,
+    Place,
+    RankRequest,
+    RecommendRequest,
+    RequestContext,
+    Violation,
+    quoted,
+)
 from serving.v1 import recommender_pb2 as pb
+from trainers.bundle import Manifest
 
-OBJECTIVES = {
+OBJECTIVES: dict[int, Objective] = {
     pb.OBJECTIVE_UNSPECIFIED: Objective.CLICK,
     pb.OBJECTIVE_CLICK: Objective.CLICK,
     pb.OBJECTIVE_ORDER: Objective.ORDER,
+}
+STATUSES = {
+    ValueStatus.PRESENT: pb.VALUE_STATUS_PRESENT,
+    ValueStatus.MISSING: pb.VALUE_STATUS_MISSING,
+    ValueStatus.STALE: pb.VALUE_STATUS_STALE,
 }
 
 
@@ -39,16 +54,15 @@ def recommend_request(message: pb.RecommendRequest) -> RecommendRequest:
     )
 
 
-def ranking(answer: Ranking, pipeline: Pipeline, include_details: bool) -> pb.Ranking:
-    manifest = pipeline.bundle.manifest
+def ranking(answer: Ranking, manifest: Manifest, include_details: bool) -> pb.Ranking:
     message = pb.Ranking(
         poi_ids=answer.poi_ids,
         scores=answer.scores,
         p_click=answer.p_click,
         p_order=answer.p_order,
         distance_km=answer.distance_km,
-        poi_statuses=[pb.ValueStatus.Name(s) for s in answer.poi_statuses],
-        user_status=pb.ValueStatus.Name(answer.user_status),
+        poi_statuses=[STATUSES[status] for status in answer.poi_statuses],
+        user_status=STATUSES[answer.user_status],
         scene=[
             pb.SceneAspect(feature=s.feature, value=s.value or "", known=s.known, has_vector=s.has_vector)
             for s in answer.scene
@@ -82,12 +96,53 @@ def bad_request(error: InvalidRequest) -> status_pb2.Status:
 
 
 def _context(message: pb.RequestContext) -> RequestContext:
-    place = message.place
     return RequestContext(
         user_id=message.user_id,
         scenario_id=message.scenario_id,
         time_us=_time_us(message.time) if message.HasField("time") else None,
-        latitude=_coordinate(message, "latitude") if message.HasField("place") else None,
-        longitude=_coordinate(message, "longitude") if message.HasField("place") else None,
+        place=_place(message.place) if message.HasField("place") else None,
         scene_inputs={name: _scene_input(name, message.scene_inputs[name]) for name in sorted(message.scene_inputs)},
+    )
+
+
+def _place(message: pb.Place) -> Place:
+    return Place(
+        latitude=message.latitude if message.HasField("latitude") else None,
+        longitude=message.longitude if message.HasField("longitude") else None,
+    )
+
+
+def _scene_input(name: str, message: pb.SceneInput) -> str | float:
+    match message.WhichOneof("kind"):
+        case "text":
+            return message.text
+        case "number":
+            return message.number
+        case _:
+            raise InvalidRequest([Violation(f"context.scene_inputs[{quoted(name)}]", "needs a text or a number")])
+
+
+def _objective(value: int) -> Objective:
+    if value not in OBJECTIVES:
+        raise InvalidRequest([Violation("objective", f"{value} is no objective; there are {sorted(OBJECTIVES)}")])
+    return OBJECTIVES[value]
+
+
+def _time_us(message: Timestamp) -> int:
+    if not 0 <= message.nanos < 1_000_000_000:
+        raise InvalidRequest([Violation("context.time", f"nanos must be from 0 to 999999999, are {message.nanos}")])
+    return message.seconds * 1_000_000 + message.nanos // 1000
+
+
+def _timestamp(time_us: int) -> Timestamp:
+    seconds, rest = divmod(time_us, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=rest * 1000)
+
+
+def _view(view: ViewReading) -> pb.ViewStatus:
+    return pb.ViewStatus(
+        view=view.view,
+        values=pb.StatusCounts(present=view.present, missing=view.missing, stale=view.stale),
+        oldest=None if view.oldest_us is None else _timestamp(view.oldest_us),
+        newest=None if view.newest_us is None else _timestamp(view.newest_us),
     )

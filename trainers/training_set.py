@@ -110,7 +110,9 @@ def join(workspace: Workspace, store: Any, service: str, spine: pa.Table) -> pa.
     schema = Schema.load(workspace.schema)
     asked = with_keys(spine, workspace, schema)
     pulled = store.get_historical_features(
-        entity_df=asked.drop_columns(_outcomes(asked)).to_pandas(), features=store.get_feature_service(service)
+        entity_df=asked.drop_columns(_outcomes(asked)).to_pandas(),
+        features=store.get_feature_service(service),
+        filter_by_created_timestamp=True,
     ).to_arrow()
     if len(pulled) != len(spine) or pc.count_distinct(pulled[columns.ROW_ID]).as_py() != len(spine):
         raise TrainingSetError(

@@ -79,6 +79,10 @@ class Schema:
         repeated = sorted({n for n in names if names.count(n) > 1})
         if repeated:
             raise DataError(f"schema of {self.dataset}: column names used twice: {repeated}; rename one of each pair")
+        for table, fields in self.tables().items():
+            taken = sorted({n for n in fields.names if fields.names.count(n) > 1})
+            if taken:
+                raise DataError(f"schema of {self.dataset}: {table} has columns called {taken} already; rename yours")
         unknown = set(self.scene_fields) - {f.name for f in self.request_fields}
         if unknown:
             raise DataError(f"schema of {self.dataset}: scene_fields {sorted(unknown)} are not request fields")
@@ -180,6 +184,9 @@ class Dataset:
 
         Raises DataError naming table, column, row and value.
         """
+        missing = sorted(self.schema.tables().keys() - self.tables.keys())
+        if missing:
+            raise DataError(f"{self.schema.dataset}: tables {missing} are missing; a dataset needs all four")
         checked = {name: conform(name, table, self.schema) for name, table in self.tables.items()}
         check_references(checked)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +199,12 @@ class Dataset:
             shutil.rmtree(replaced, ignore_errors=True)
             if folder.exists():
                 os.rename(folder, replaced)
-            os.rename(staging, folder)
+            try:
+                os.rename(staging, folder)
+            except OSError:
+                if replaced.exists():
+                    os.rename(replaced, folder)
+                raise
             shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -215,7 +227,7 @@ def conform(name: str, table: pa.Table, schema: Schema) -> pa.Table:
     for spec in wanted:
         try:
             arrays.append(table.column(spec.name).cast(spec.type))
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:  # also what Arrow has no cast for
             raise DataError(f"{name}.{spec.name}: cannot be read as {spec.type}: {error}") from error
         if not spec.nullable:
             _refuse(name, spec.name, arrays[-1], pc.is_null(arrays[-1]), "is empty; every row needs a value")

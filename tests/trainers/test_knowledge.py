@@ -47,9 +47,7 @@ query = st.tuples(st.sampled_from([*"abcz", None]), st.integers(-1, 8))
 @given(st.lists(record, min_size=1, max_size=12, unique=True), st.lists(query, max_size=12))
 def test_rows_at_equals_the_obvious_loop(records: list[tuple[str, int]], queries: list[tuple[str | None, int]]) -> None:
     rows = [(key, time, row) for row, (key, time) in enumerate(records, start=1)]
-    expected = [
-        max(((t, r) for k, t, r in rows if k == key and t <= time), default=(0, 0))[1] for key, time in queries
-    ]
+    expected = [max(((t, r) for k, t, r in rows if k == key and t <= time), default=(0, 0))[1] for key, time in queries]
     found = matrix(rows).rows_at(pa.chunked_array([pa.array([k for k, _ in queries], pa.string())]), _times(queries))
     assert found.tolist() == expected
 

@@ -1,7 +1,8 @@
 """Inputs of a network: one fused table for all ids, frozen vectors looked up by row, and their products with the POI.
 
 Letters: B rows, F categorical columns, E width of an id, N recent POIs, I width of the flat input, P width of a
-product, V width of a frozen vector. `FusedEmbedding` and `FrozenVectors` stand on their own and serve retrieval towers too.
+product, V width of a frozen vector. `FusedEmbedding` and `FrozenVectors` stand on their own: retrieval towers use
+them too.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Wan et al., "LARR: Large Language Model Aided Real-time Scene Recommendation", RecSys 2024: the language model never
 reads a whole scene, it embeds each scene value on its own; an encoder with an aggregation token, attending both ways,
-joins them. What the paper leaves open (depth, heads, width, missing values) is an option here; other ways to join the same
-tokens are options too, so that the encoder can be compared with them, and so are ids in place of vectors.
+joins them. What the paper leaves open (depth, heads, width, missing values) is an option here; other ways to join the
+same tokens are options too, so that the encoder can be compared with them, and so are ids in place of vectors.
 
     z_s = P e(value_s) + t_s                  e: frozen vector, P: learned map, t_s: learned vector of slot s
     c   = MLP(Transformer([agg ; z_1 ; ... ; z_S])_agg)

@@ -97,6 +97,7 @@ class QueryTower(nn.Module):
         self.hidden = nn.Linear(inputs, config.hidden)
         self.taste = nn.Linear(config.hidden, config.taste)
         self.reach = nn.Linear(config.hidden, sizes.place // 2)
+        self.width = config.taste + sizes.place
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, E), L2-normalised."""

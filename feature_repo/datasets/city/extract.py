@@ -114,9 +114,12 @@ def _objects(pbf: Path) -> Iterator[dict[str, Any]]:
 
 def _venue(item: dict[str, Any], streets: list[dict[str, Any]]) -> dict[str, object]:
     tags = item["tags"]
-    street = tags.get("addr:street") or min(
-        (s for s in streets if "name" in s["tags"]), key=lambda s: float(_squared(s["at"], item["at"]))
-    )["tags"]["name"]
+    street = (
+        tags.get("addr:street")
+        or min((s for s in streets if "name" in s["tags"]), key=lambda s: float(_squared(s["at"], item["at"])))["tags"][
+            "name"
+        ]
+    )
     return {
         "osm_id": f"{item['kind']}{item['id']}",
         "name": tags.get("name", ""),
@@ -134,7 +137,7 @@ def open_hours(text: str) -> str:
 
     An hour counts as open when the venue is open at its half.
     """
-    import opening_hours
+    import opening_hours  # type: ignore[import-not-found]
 
     if not text or not opening_hours.validate(text):
         return ""

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,7 @@ SCENARIOS: Mapping[str, ScenarioRules] = {
     ),
     "nearby_map": ScenarioRules(
         name="nearby map",
-        text="The nearby map: pins around the user's position, for people on foot who want something around the corner.",
+        text="The nearby map: pins around the user, for people on foot who want something just around the corner.",
         base=-0.1,
         semantics=1.0,
         distance=2.0,
@@ -121,19 +121,20 @@ SCENARIOS: Mapping[str, ScenarioRules] = {
 class Coefficients:
     """Weights of the terms of both logits (see `behaviour`), of the logging policy and of what people are like."""
 
-    click_base: float = -2.15
-    order_base: float = -0.95
-    semantics: float = 0.30
-    last_click: float = 0.9
+    click_base: float = -1.3
+    order_base: float = -1.0
+    semantics: float = 0.29
+    last_click: float = 1.1
     variety: float = -1.2
-    taste: float = 0.24
-    appeal: float = 0.45
+    taste: float = 0.29
+    appeal: float = 0.5
     hidden: float = 0.30
     distance: float = -0.9
     wet_distance: float = 1.4
     price: float = -0.30
     closed: float = -1.3
     familiar: float = 0.8
+    theme: float = 0.25
     habit: float = 0.35
     order_semantics: float = 0.5
     order_taste: float = 0.5
@@ -146,18 +147,44 @@ class Coefficients:
     show_distance: float = -1.0
     show_open: float = 1.2
     show_fresh: float = 1.2
-    without_semantics_taste: float = 1.9
+    without_semantics_taste: float = 3.0
 
 
 COEFFICIENTS = Coefficients()
 # Added to the click logit by position 0, 1, ...; later positions get the last value.
 POSITION_BIAS = (0.45, 0.28, 0.14, 0.03, -0.07, -0.15, -0.22, -0.28, -0.33, -0.38)
+# How much the rules on one attribute of the scene weigh, and those on several at once.
+EMPHASIS = {
+    "clock": 0.8,
+    "day": 1.2,
+    "weather": 1.3,
+    "temperature_band": 1.3,
+    "place_kind": 1.1,
+    "company": 1.1,
+    "landmark_kind": 2.4,
+    "occasion_theme": 1.2,
+    "several": 1.5,
+}
 HIDDEN = 8  # dimensions of the taste that no word explains
 
 # End hour (exclusive) and word, by the local clock.
-CLOCK = ((5, "late night"), (9, "early morning"), (11, "morning"), (14, "lunch"), (17, "afternoon"), (22, "evening"), (24, "late night"))
-TEMPERATURE = ((-5.0, "freezing"), (5.0, "cold"), (14.0, "cool"), (22.0, "mild"), (28.0, "warm"), (99.0, "hot"))
-SINCE_ORDER = ((3.0, "just now"), (8.0, "some hours ago"), (30.0, "a day ago"), (168.0, "this week"), (1e9, "long ago"))
+CLOCK = (
+    (5, "late night"),
+    (9, "early morning"),
+    (11, "morning"),
+    (14, "lunch"),
+    (17, "afternoon"),
+    (22, "evening"),
+    (24, "late night"),
+)
+TEMPERATURE = ((-5.0, "freezing"), (5.0, "cold"), (14.0, "cool"), (22.0, "mild"), (28.0, "warm"), (np.inf, "hot"))
+SINCE_ORDER = (
+    (3.0, "just now"),
+    (8.0, "some hours ago"),
+    (30.0, "a day ago"),
+    (168.0, "this week"),
+    (np.inf, "long ago"),
+)
 WET = ("rain", "heavy rain", "drizzle", "snow")
 
 # Shares of app openings by hour of the local day.
@@ -170,8 +197,22 @@ DAY_FACTOR = (0.85, 0.9, 0.95, 1.0, 1.25, 1.2, 0.9)
 AGES = {"18-24": 0.2, "25-34": 0.3, "35-49": 0.24, "50-64": 0.16, "65+": 0.1}
 HOUSEHOLDS = {"single": 0.36, "couple": 0.28, "family with children": 0.2, "shared flat": 0.16}
 ROLES = {"resident": 0.45, "office worker": 0.32, "student": 0.13, "visitor": 0.1}
-DIETS = {"eats everything": 0.5, "vegetarian": 0.13, "pescatarian": 0.09, "healthy eater": 0.12, "sweet tooth": 0.1, "spice lover": 0.06}
+DIETS = {
+    "eats everything": 0.5,
+    "vegetarian": 0.13,
+    "pescatarian": 0.09,
+    "healthy eater": 0.12,
+    "sweet tooth": 0.1,
+    "spice lover": 0.06,
+}
 PRICE_TASTES = ("low prices", "middle prices", "high prices")
+
+# Homes and offices stand at this many spots; spot n is chosen in proportion to n ** -SPOTS_POWER.
+HOME_SPOTS = 70
+WORK_SPOTS = 40
+SPOTS_POWER = 0.7
+# The same law, with a power, says how often landmarks are visited.
+VISITS_POWER = 1.6
 
 # Where people are when they open the app: weights of place kinds by part of the clock, weekday | weekend.
 PLACE_KINDS = ("home", "work", "transit stop", "park", "shopping street", "culture", "market square")
@@ -186,7 +227,20 @@ PLACES = {
 LANDMARKS_OF_PLACE = {
     "transit stop": ("station", "tram stop"),
     "park": ("park", "garden", "playground", "statue", "memorial"),
-    "shopping street": ("street", "clothes shop", "shoe shop", "bookshop", "design shop", "shopping centre", "sports shop", "toy shop", "music shop", "antiques shop", "flower shop", "supermarket"),
+    "shopping street": (
+        "street",
+        "clothes shop",
+        "shoe shop",
+        "bookshop",
+        "design shop",
+        "shopping centre",
+        "sports shop",
+        "toy shop",
+        "music shop",
+        "antiques shop",
+        "flower shop",
+        "supermarket",
+    ),
     "culture": ("museum", "gallery", "theatre", "cinema", "library", "church"),
     "market square": ("square", "ferry pier"),
     "campus": ("university", "library", "school"),
@@ -241,11 +295,19 @@ class World:
 
     def rule(self, attribute: str, word: str) -> np.ndarray:
         """(concepts,) summed weights of the rules on this attribute alone that accept `word`."""
-        total = np.zeros(len(self.concepts))
+        return self._single.get((attribute, word), np.zeros(len(self.concepts)))
+
+    @cached_property
+    def _single(self) -> dict[tuple[str, str], np.ndarray]:
+        """The answers of `rule`."""
+        table: dict[tuple[str, str], np.ndarray] = {}
         for rule in self.rules:
-            if rule.attributes == {attribute} and word in rule.when[attribute]:
-                total += self.vector(rule.weights)
-        return total
+            if len(rule.when) == 1:
+                attribute, words = next(iter(rule.when.items()))
+                for word in words:
+                    known = table.get((attribute, word), np.zeros(len(self.concepts)))
+                    table[attribute, word] = known + self.vector(rule.weights)
+        return table
 
 
 @cache
@@ -270,6 +332,18 @@ def _rule(row: Mapping[str, str]) -> Rule:
         when={attribute: frozenset(words.split("|")) for attribute, words in when.items()},
         weights={term[1]: float(term[2]) for term in terms if term},
     )
+
+
+def band(values: np.ndarray, table: tuple[tuple[float, str], ...]) -> np.ndarray:
+    """The word of each value: that of the first (exclusive) upper border above it; the last word has no border."""
+    borders = np.array([border for border, _ in table[:-1]])
+    return np.array([word for _, word in table])[np.digitize(values, borders)]
+
+
+def zipf(count: int, power: float) -> np.ndarray:
+    """(count,) probabilities in proportion to 1 / rank ** power."""
+    weights = 1.0 / np.arange(1, count + 1) ** power
+    return np.asarray(weights / weights.sum())
 
 
 @cache

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from feature_repo import aggregates, columns
-from feature_repo.datasets.schema import TIME, Dataset, RequestField, Schema, Split
+from feature_repo.datasets.schema import Dataset, RequestField, Schema, Split
 from feature_repo.workspace import Workspace
 from trainers.language.encoder import EncoderConfig
 
@@ -41,7 +41,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bpe.train_from_iterator(
         SENTENCES, trainers.BpeTrainer(vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet)
     )
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
+    wrapper: Any = PreTrainedTokenizerFast  # carries no types
+    wrapper(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=400,
@@ -119,21 +120,3 @@ def _entities(key: str, texts: dict[str, str]) -> dict[str, list[object]]:
         columns.CREATED_TIMESTAMP: times,
         columns.TEXT: list(texts.values()),
     }
-
-
-def rewrite(workspace: Workspace, table: str, change: dict[str, tuple[str, datetime]]) -> None:
-    """Give entities of a source table a new text with its time, adding those that are not there."""
-    path = workspace.source(table)
-    rows = pq.read_table(path).to_pylist()
-    key = next(name for name in rows[0] if name.endswith("_id"))
-    for name, (text, time) in change.items():
-        row = next((r for r in rows if r[key] == name), None)
-        if row is None:
-            row = dict(rows[0], **{key: name})
-            rows.append(row)
-        row |= {columns.TEXT: text, columns.EVENT_TIMESTAMP: time, columns.CREATED_TIMESTAMP: time}
-    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
-
-
-def microseconds(time: datetime) -> int:
-    return int(pa.scalar(time, TIME).cast(pa.int64()).as_py())

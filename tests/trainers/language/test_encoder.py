@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ def by_hand(config: EncoderConfig, text: str) -> np.ndarray:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+    model.eval()
     tokens = AutoTokenizer.from_pretrained(config.model)(text, return_tensors="pt")
     with torch.inference_mode():
         return np.asarray(model(**tokens, output_hidden_states=True).hidden_states[-1][0].numpy())
@@ -41,7 +43,9 @@ def cosine_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_vectors_are_those_of_each_text_alone_in_input_order(tiny: EncoderConfig, pooling: str) -> None:
+def test_vectors_are_those_of_each_text_alone_in_input_order(
+    tiny: EncoderConfig, pooling: Literal["last", "mean"]
+) -> None:
     config = dataclasses.replace(tiny, pooling=pooling, max_tokens=200)
     vectors = TextEncoder(config).encode(TEXTS, "poi_text")
     for text, vector in zip(TEXTS, vectors, strict=True):
@@ -108,7 +112,7 @@ def test_version_names_model_template_pooling_and_length(tiny: EncoderConfig, tm
         tiny,
         dataclasses.replace(tiny, pooling="mean"),
         dataclasses.replace(tiny, max_length=99),
-        dataclasses.replace(tiny, templates=tiny.templates | {"poi_text": "Place: {text}"}),
+        dataclasses.replace(tiny, templates={**tiny.templates, "poi_text": "Place: {text}"}),
         dataclasses.replace(tiny, model="smollm2"),
     ]
     assert len({v.version("poi_text") for v in variants}) == len(variants)
@@ -173,12 +177,15 @@ def test_impossible_settings_are_refused(change: dict[str, object], message: str
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no .*safetensors"):
+    with pytest.raises(ModelError, match=r"no .*safetensors"):
         EncoderConfig(model=str(tmp_path)).version("poi_text")
 
 
 POIS = {
-    "bakery": ("Sourdough loaves and cinnamon buns from the oven.", "Croissants, rye bread and pastries every morning."),
+    "bakery": (
+        "Sourdough loaves and cinnamon buns from the oven.",
+        "Croissants, rye bread and pastries every morning.",
+    ),
     "sushi": ("Nigiri and maki rolls with raw salmon.", "A counter for sashimi, tuna rolls and miso soup."),
     "pizza": ("Wood-fired margherita and calzone.", "Thin crust with mozzarella, basil and tomato."),
     "bar": ("Cocktails and live music until two at night.", "Craft beer, gin and darts."),

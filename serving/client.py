@@ -1,0 +1,190 @@
+"""The caller of five lines, sync and asyncio.
+
+>>> with Recommender("localhost:50051") as recommender:                                    # doctest: +SKIP
+...     ranking = recommender.rank(
+...         Asker(user_id="u7", scenario_id="lunch_deals", place=(60.17, 24.94), scene={"weather": "rain"}),
+...         poi_ids=["p1", "p2", "p3"],
+...     )
+...     print(ranking.poi_ids[0], ranking.p_click[0])
+
+Errors are `grpc.RpcError`; `violations(error)` lists the fields and rules of an INVALID_ARGUMENT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Literal
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from serving.v1 import recommender_pb2 as pb
+from serving.v1 import recommender_pb2_grpc as pb_grpc
+
+OBJECTIVES = {"click": pb.OBJECTIVE_CLICK, "order": pb.OBJECTIVE_ORDER}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asker:
+    """Who asks, where and when.
+
+    Args:
+        time: aware; None: now, by the server's clock.
+        place: latitude and longitude in degrees.
+        scene: what else is known of the moment, such as `{"weather": "rain", "temperature": 7.5}`.
+    """
+
+    user_id: str
+    scenario_id: str
+    time: datetime | None = None
+    place: tuple[float, float] | None = None
+    scene: Mapping[str, str | float] = field(default_factory=lambda: MappingProxyType({}))
+
+    def message(self) -> pb.RequestContext:
+        """Raises ValueError for a time without a zone."""
+        if self.time is not None and self.time.tzinfo is None:
+            raise ValueError(f"time {self.time} has no zone; use datetime(..., tzinfo=...)")
+        return pb.RequestContext(
+            user_id=self.user_id,
+            scenario_id=self.scenario_id,
+            time=self.time,
+            place=None if self.place is None else pb.Place(latitude=self.place[0], longitude=self.place[1]),
+            scene_inputs={
+                name: pb.SceneInput(text=value) if isinstance(value, str) else pb.SceneInput(number=value)
+                for name, value in self.scene.items()
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is wanted of an answer; `recommender.proto` documents defaults and limits (0: the default).
+
+    Args:
+        candidates, radius_km, only_open: how places are found; `rank` does not look at them.
+    """
+
+    limit: int = 0
+    objective: Literal["click", "order"] = "click"
+    details: bool = False
+    candidates: int = 0
+    radius_km: float | None = None
+    only_open: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How to reach a server: with `root_certificate` (PEM) over TLS, with `token` as one who may come in."""
+
+    root_certificate: bytes | None = None
+    token: str | None = None
+    timeout_seconds: float = 5.0
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+
+    @property
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        return None if self.root_certificate is None else grpc.ssl_channel_credentials(self.root_certificate)
+
+
+ANYTHING = Wish()
+LOCAL = Access()
+
+
+class Recommender:
+    """A blocking client, safe to share between threads; close it, or use it in a `with` block."""
+
+    def __init__(self, address: str, access: Access = LOCAL) -> None:
+        secret = access.credentials
+        self._channel = grpc.secure_channel(address, secret) if secret else grpc.insecure_channel(address)
+        self._stub = pb_grpc.RecommenderServiceStub(self._channel)
+        self._access = access
+
+    def rank(self, asker: Asker, poi_ids: Sequence[str], wish: Wish = ANYTHING) -> pb.Ranking:
+        """Order these POIs. Raises grpc.RpcError."""
+        return self._answer(self._stub.Rank, _rank_request(asker, poi_ids, wish)).ranking
+
+    def recommend(self, asker: Asker, wish: Wish = ANYTHING) -> pb.Ranking:
+        """Find POIs and order them. Raises grpc.RpcError."""
+        return self._answer(self._stub.Recommend, _recommend_request(asker, wish)).ranking
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Recommender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(self, method: Any, request: Any) -> Any:
+        return method(request, timeout=self._access.timeout_seconds, metadata=self._access.metadata)
+
+
+class AsyncRecommender:
+    """The same for asyncio; close it, or use it in an `async with` block."""
+
+    def __init__(self, address: str, access: Access = LOCAL) -> None:
+        secret = access.credentials
+        self._channel = grpc.aio.secure_channel(address, secret) if secret else grpc.aio.insecure_channel(address)
+        self._stub = pb_grpc.RecommenderServiceStub(self._channel)
+        self._access = access
+
+    async def rank(self, asker: Asker, poi_ids: Sequence[str], wish: Wish = ANYTHING) -> pb.Ranking:
+        """Order these POIs. Raises grpc.RpcError."""
+        return (await self._answer(self._stub.Rank, _rank_request(asker, poi_ids, wish))).ranking
+
+    async def recommend(self, asker: Asker, wish: Wish = ANYTHING) -> pb.Ranking:
+        """Find POIs and order them. Raises grpc.RpcError."""
+        return (await self._answer(self._stub.Recommend, _recommend_request(asker, wish))).ranking
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncRecommender:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _answer(self, method: Any, request: Any) -> Any:
+        return method(request, timeout=self._access.timeout_seconds, metadata=self._access.metadata)
+
+
+def violations(error: grpc.RpcError) -> dict[str, str]:
+    """The fields of an INVALID_ARGUMENT, each with the rule that it breaks; empty for other errors."""
+    status = rpc_status.from_call(error)
+    found: dict[str, str] = {}
+    for detail in status.details if status else ():
+        bad = error_details_pb2.BadRequest()
+        if detail.Unpack(bad):
+            found |= {violation.field: violation.description for violation in bad.field_violations}
+    return found
+
+
+def _rank_request(asker: Asker, poi_ids: Sequence[str], wish: Wish) -> pb.RankRequest:
+    return pb.RankRequest(
+        context=asker.message(),
+        poi_ids=poi_ids,
+        limit=wish.limit,
+        objective=OBJECTIVES[wish.objective],
+        include_details=wish.details,
+    )
+
+
+def _recommend_request(asker: Asker, wish: Wish) -> pb.RecommendRequest:
+    return pb.RecommendRequest(
+        context=asker.message(),
+        candidates=wish.candidates,
+        limit=wish.limit,
+        objective=OBJECTIVES[wish.objective],
+        include_details=wish.details,
+        radius_km=wish.radius_km,
+        only_open=wish.only_open,
+    )

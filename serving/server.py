@@ -1,0 +1,189 @@
+"""The gRPC edge: proto in, pipeline, proto out, and a status code for everything that can go wrong.
+
+The process loads neither transformers nor peft: what a language model knows was computed before and is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent import futures
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from feature_repo.store import open_store
+from feature_repo.workspace import Workspace
+from serving import wire
+from serving.auth import Tls, TokenInterceptor, require_loopback
+from serving.features import FeatureReader
+from serving.metrics import Metrics, MetricsInterceptor
+from serving.pipeline import NoIndex, Pipeline
+from serving.request import InvalidRequest
+from serving.retriever import Retriever
+from serving.scorer import Scorer
+from serving.v1 import recommender_pb2 as pb
+from serving.v1 import recommender_pb2_grpc as pb_grpc
+from trainers import bundle as bundles
+
+log = logging.getLogger(__name__)
+SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"].full_name
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """How a server listens.
+
+    Args:
+        address: host and port; port 0 lets the system choose. Without `tls` it must be of this machine only.
+        workers: requests answered at the same time.
+        max_message_bytes: larger requests are refused; 1,000 ids of the longest allowed kind fit.
+        grace_seconds: how long a stop waits for answers under way.
+        metrics_port: where `/metrics` is served over HTTP, on 127.0.0.1; None: nowhere.
+    """
+
+    address: str = "127.0.0.1:0"
+    workers: int = 4
+    max_message_bytes: int = 2 * 1024 * 1024
+    grace_seconds: float = 10.0
+    tls: Tls | None = None
+    token: str | None = None
+    metrics_port: int | None = None
+
+
+class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
+    """Translates; whatever decides anything is in the pipeline."""
+
+    def __init__(self, pipeline: Pipeline, metrics: Metrics) -> None:
+        self._pipeline = pipeline
+        self._metrics = metrics
+
+    def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
+        def answer() -> pb.RankResponse:
+            ranking = self._pipeline.rank(wire.rank_request(request))
+            self._metrics.read(ranking.views)
+            return pb.RankResponse(
+                ranking=wire.ranking(ranking, self._pipeline.bundle.manifest, request.include_details)
+            )
+
+        return _guarded(answer, context)
+
+    def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:
+        def answer() -> pb.RecommendResponse:
+            ranking = self._pipeline.recommend(wire.recommend_request(request))
+            self._metrics.read(ranking.views)
+            return pb.RecommendResponse(
+                ranking=wire.ranking(ranking, self._pipeline.bundle.manifest, request.include_details),
+                index_version=self._pipeline.index_version,
+            )
+
+        return _guarded(answer, context)
+
+
+def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:
+    """The answer, or the call ended with the status that its error means."""
+    try:
+        return answer()
+    except InvalidRequest as error:
+        context.abort_with_status(rpc_status.to_status(wire.bad_request(error)))
+    except NoIndex as error:
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except Exception:
+        error_id = uuid.uuid4().hex
+        log.exception("request failed, error id %s", error_id)
+        context.abort(grpc.StatusCode.INTERNAL, f"internal error {error_id}")
+    raise AssertionError("abort returned")
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers; `port` is the one that it listens on."""
+
+    server: grpc.Server
+    health: health.HealthServicer
+    port: int
+    metrics_port: int | None
+    grace_seconds: float
+
+    def stop(self) -> None:
+        """Say NOT_SERVING, take no new calls, wait for those under way."""
+        self.health.enter_graceful_shutdown()
+        self.server.stop(self.grace_seconds).wait()
+
+
+def create_server(pipeline: Pipeline, options: ServerOptions) -> RunningServer:
+    """Start answering. Raises AuthError for plain text on an address that other machines can reach.
+
+    Raises RuntimeError if the address is taken.
+    """
+    if options.tls is None:
+        require_loopback(options.address)
+    metrics = Metrics()
+    interceptors: list[grpc.ServerInterceptor] = [MetricsInterceptor(metrics)]
+    if options.token is not None:
+        interceptors.append(TokenInterceptor(options.token))
+    server = grpc.server(
+        futures.ThreadPoolExecutor(max_workers=options.workers, thread_name_prefix="answer"),
+        interceptors=interceptors,
+        options=[
+            ("grpc.max_receive_message_length", options.max_message_bytes),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    servicer = RecommenderServicer(pipeline, metrics)
+    pb_grpc.add_RecommenderServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    life = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(life, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    if options.tls is None:
+        port = server.add_insecure_port(options.address)
+    else:
+        port = server.add_secure_port(options.address, options.tls.credentials())
+    metrics_port = None if options.metrics_port is None else metrics.listen(options.metrics_port)
+    server.start()
+    for name in ("", SERVICE):
+        life.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return RunningServer(server, life, port, metrics_port, options.grace_seconds)
+
+
+def open_pipeline(workspace: Workspace, bundle: Path, index: Path | None) -> Pipeline:
+    """Load and verify a bundle and, where there is one, an index, over the workspace's store.
+
+    Raises BundleError, IndexArtefactError or ServiceMismatch where one of them cannot be used.
+    """
+    loaded = bundles.load(bundle)
+    retriever = None if index is None else Retriever.load(index)
+    return Pipeline(FeatureReader(open_store(workspace), loaded), Scorer(loaded), retriever)
+
+
+def serve(
+    workspace: Workspace,
+    bundle: Path,
+    index: Path | None,
+    options: ServerOptions,
+    started: Callable[[RunningServer], None] = lambda server: None,
+) -> None:
+    """Answer until SIGTERM or SIGINT, then drain and return.
+
+    Args:
+        started: called once the server answers; a command line prints the port here.
+    """
+    torch.set_num_threads(1)  # one core a request: requests run side by side
+    running = create_server(open_pipeline(workspace, bundle, index), options)
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    log.info("serving %s on port %d", bundle.name, running.port)
+    started(running)
+    stopped.wait()
+    running.stop()

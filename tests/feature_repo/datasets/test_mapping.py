@@ -1,0 +1,189 @@
+"""The mapping loader: the documented example, every refusal, and time splits."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from feast.driver_test_data import create_orders_df
+
+from feature_repo.datasets import mapping
+from feature_repo.datasets.schema import DataError, Dataset
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "mapping.md"
+NOW = datetime(2024, 6, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """The files of the documented example, in a folder of their own; returns the mapping file."""
+    blocks = re.findall(r"`(\w+\.\w+)`:\n\n```\w+\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    for name, content in blocks:
+        (tmp_path / name).write_text(content)
+    return tmp_path / "lunches.yaml"
+
+
+def load(file: Path) -> Dataset:
+    return mapping.load(mapping.MappingConfig(file=file, now=NOW))
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text, f"{old!r} is not in {file.name}"
+    file.write_text(text.replace(old, new, 1))
+
+
+def frame(dataset: Dataset, table: str) -> pl.DataFrame:
+    read = pl.from_arrow(dataset.tables[table])
+    assert isinstance(read, pl.DataFrame)
+    return read
+
+
+def test_documented_example(example: Path, tmp_path: Path) -> None:
+    dataset = load(example)
+    dataset.write(tmp_path / "sources")
+    rows = frame(dataset, "impressions")
+    assert rows["click"].to_list() == [1, 0, 1, 0, 1, 0, 1, 1]
+    assert rows["order"].to_list() == [1, 0, 0, 0, 1, 0, 1, 0]
+    assert rows["rainfall"].to_list()[:4] == ["0.1 to 5", "0.1 to 5", "below 0.1", "5 or more"]
+    assert rows["event_timestamp"][0] == datetime(2024, 3, 1, 9, 58, tzinfo=UTC), "Helsinki is UTC+2 in March"
+    assert (rows["outcome_timestamp"] - rows["event_timestamp"])[0].total_seconds() == 40
+    assert rows["request_id"].n_unique() == 7, "two rows of one user at one time are one request"
+    assert frame(dataset, "users")["user_id"].to_list() == ["ann", "bob", "cid"]
+    pois = frame(dataset, "pois")
+    assert pois["text"][0] == "Salmon soup, a warm lunch for 12 euros."
+    assert pois["price"].to_list() == ["12", "11", "7"]
+    scenarios = frame(dataset, "scenarios")
+    assert scenarios.filter(scenario_id="lunch")["name"].item() == "Lunch page"
+    assert scenarios["scenario_id"].to_list() == ["home", "lunch"]
+    assert dataset.schema.scene_fields == ("weather", "rainfall")
+    assert dataset.schema.split.train == datetime(2024, 3, 1, 22, tzinfo=UTC)
+    assert pl.read_parquet(tmp_path / "sources" / "impressions.parquet").height == 8
+
+
+def test_derived_entities_start_with_their_first_row(example: Path) -> None:
+    users = frame(load(example), "users")
+    bob = users.filter(user_id="bob")
+    assert bob["event_timestamp"].item() == datetime(2024, 3, 1, 10, 10, tzinfo=UTC)
+    assert bob["created_timestamp"].item() == bob["event_timestamp"].item()
+
+
+# (file to damage, text, replacement, what the message must contain)
+REFUSALS = {
+    "misspelt key": ("lunches.yaml", "  click:", "  clik:", ["lunches.yaml", "columns.clik", "did you mean 'click'"]),
+    "misspelt nested key": ("lunches.yaml", "borders:", "bordrs:", ["scene.1.bordrs", "did you mean 'borders'"]),
+    "missing key": ("lunches.yaml", "  time: shown_at\n", "", ["columns.time", "missing"]),
+    "no yaml": ("lunches.yaml", "log: ", "log: [", ["lunches.yaml", "not YAML"]),
+    "missing column": ("lunches.yaml", "poi: dish", "poi: dihs", ["lunches.csv", "'dihs'", "did you mean 'dish'"]),
+    "missing file": ("lunches.yaml", "dishes.csv", "plates.csv", ["plates.csv", "no such file"]),
+    "template column": ("lunches.yaml", "{price} euros", "{prize} euros", ["pois.text", "'prize'", "'price'"]),
+    "unknown zone": ("lunches.yaml", "Europe/Helsinki", "Europe/Helsinky", ["lunches.yaml", "Europe/Helsinky"]),
+    "half a split": ("lunches.yaml", ", end: 2024-03-06", "", ["split", "end"]),
+    "clashing name": ("lunches.yaml", "name: rainfall", "name: position", ["impressions", "position", "rename"]),
+    "no time": ("lunches.csv", "2024-03-02 12:05:00", "yesterday", ["lunches.csv", "'shown_at'", "row 4", "yesterday"]),
+    "empty time": ("lunches.csv", "2024-03-02 12:05:00", "", ["lunches.csv", "'shown_at'", "data row 4", "empty"]),
+    "future": ("lunches.csv", "2024-03-04 12", "2034-03-04 12", ["lunches.csv", "'shown_at'", "row 7", "2034", "future"]),
+    "after the end": ("lunches.csv", "2024-03-05", "2024-03-07", ["'shown_at'", "data row 8", "2024-03-07", "end"]),
+    "negative duration": ("lunches.csv", ",25", ",-25", ["lunches.csv", "'seconds'", "data row 3", "-25", "negative"]),
+    "label": ("lunches.csv", "0,5,yes", "0,five,yes", ["lunches.csv", "'stars'", "data row 1", "'five'"]),
+    "order without click": ("lunches.csv", "1,2,no", "1,2,yes", ["lunches.csv", "'paid'", "data row 2", "'yes'"]),
+    "position": ("lunches.csv", "12:10:00,0", "12:10:00,0.5", ["lunches.csv", "'rank'", "data row 3", "'0.5'"]),
+    "no user": ("lunches.csv", "cid,cake", ",cake", ["lunches.csv", "'guest'", "data row 5", "empty"]),
+    "unknown POI": ("lunches.csv", "cid,cake", "cid,kake", ["lunches.csv", "'dish'", "data row 5", "'kake'", "dishes"]),
+    "repeated key": ("dishes.csv", "salad,C", "soup,C", ["dishes.csv", "'id'", "data row 2", "'soup'", "unique"]),
+    "word coordinate": ("dishes.csv", "24.950", "east", ["dishes.csv", "'lon'", "data row 3", "'east'", "number"]),
+    "off the globe": ("dishes.csv", "60.171", "160.171", ["dishes.csv", "'lat'", "data row 2", "160.171", "90"]),
+    "ragged": ("dishes.csv", "24.950", "24.950,1,2", ["dishes.csv", "not a readable table"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refuses_and_writes_nothing(example: Path, tmp_path: Path, name: str) -> None:
+    file, old, new, wanted = REFUSALS[name]
+    edit(tmp_path / file, old, new)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DataError) as error:
+        load(example).write(tmp_path / "sources")
+    for words in wanted:
+        assert words in str(error.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_number_that_is_no_label_is_refused(example: Path) -> None:
+    edit(example, "{column: stars, at_least: 4}", "stars")
+    with pytest.raises(DataError, match=r"'stars', data row 1: '5' is neither 0 nor 1; add at_least"):
+        load(example)
+
+
+def test_equal_rows_are_dropped_on_request(example: Path, tmp_path: Path) -> None:
+    log = tmp_path / "lunches.csv"
+    log.write_text(log.read_text() + "bob,cake,2024-03-05 16:20:00,0,4,no,home,sun,0.0,30\n")
+    assert frame(load(example), "impressions").height == 9
+    example.write_text(example.read_text() + "duplicates: drop\n")
+    assert frame(load(example), "impressions").height == 8
+
+
+def test_bands_come_from_history_alone(example: Path) -> None:
+    """History has rain 4, 4 and 0: its median is 4, whatever the later rows say."""
+    edit(example, "borders: [0.1, 5]", "bands: 2")
+    assert frame(load(example), "impressions")["rainfall"].unique().sort().to_list() == ["4 or more", "below 4"]
+
+
+def test_numeric_field_feeds_a_declared_feature(example: Path) -> None:
+    edit(example, "name: rainfall, borders: [0.1, 5]", "name: temperature, numeric: true")
+    dataset = load(example)
+    assert frame(dataset, "impressions")["temperature"].to_list()[:2] == [4.0, 4.0]
+    assert dataset.schema.scene_fields == ("weather",)
+
+
+def test_parquet_and_joint_keys_and_derived_pois(tmp_path: Path) -> None:
+    log = pl.DataFrame(
+        {
+            "a": [1.0, 1.0, 2.0, 2.0],
+            "b": ["x", "y", "x", "x"],
+            "item": [7, 8, 7, 9],
+            "genre": ["old", "odd", "new", None],
+            "ms": [1_700_000_000_000 + 1000 * i for i in range(4)],
+            "clicked": [True, False, False, True],
+        }
+    )
+    log.write_parquet(tmp_path / "log.parquet")
+    file = tmp_path / "m.yaml"
+    file.write_text(
+        "log: log.parquet\ntime: {unit: milliseconds}\n"
+        "columns: {user: [a, b], poi: item, time: ms, click: clicked, request: b}\npois: {category: genre}\n"
+    )
+    dataset = load(file)
+    dataset.write(tmp_path / "sources")
+    assert frame(dataset, "impressions")["user_id"].to_list() == ["1|x", "1|y", "2|x", "2|x"]
+    assert frame(dataset, "impressions")["event_timestamp"][0] == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+    assert frame(dataset, "impressions")["request_id"].to_list() == ["x", "y", "x", "x"]
+    pois = frame(dataset, "pois").sort("poi_id")
+    assert pois["category"].to_list() == ["old", "odd", "unknown"], "the first row of a POI tells its category"
+    assert dataset.schema.dataset == "m"
+    assert frame(dataset, "scenarios")["scenario_id"].to_list() == ["all"]
+
+
+def test_empty_log_is_refused(example: Path, tmp_path: Path) -> None:
+    log = tmp_path / "lunches.csv"
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    with pytest.raises(DataError, match=r"lunches\.csv: has no rows"):
+        load(example)
+
+
+def test_table_of_an_installed_package(tmp_path: Path) -> None:
+    """Feast ships a taxi log for its own tests: customers rate nothing, but a ride succeeds or not."""
+    rides = create_orders_df([1, 2, 3], [11, 12], datetime(2024, 1, 1), datetime(2024, 1, 8), order_count=40)
+    rides.to_parquet(tmp_path / "rides.parquet")
+    file = tmp_path / "rides.yaml"
+    file.write_text(
+        "log: rides.parquet\ntimezone: America/New_York\n"
+        "columns: {user: customer_id, poi: driver_id, time: event_timestamp, click: order_is_success, request: order_id}\n"
+    )
+    dataset = load(file)
+    dataset.write(tmp_path / "sources")
+    assert frame(dataset, "impressions")["click"].sum() == rides["order_is_success"].sum()
+    assert sorted(frame(dataset, "pois")["poi_id"]) == ["11", "12"]

@@ -1,0 +1,163 @@
+"""The canonical schema refuses every broken table by name and never leaves half a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from feature_repo.datasets.schema import DataError, Dataset, RequestField, Schema, Split
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+DAYS = [START + timedelta(days=d) for d in range(5)]
+SPLIT = Split(train=DAYS[1], valid=DAYS[2], test=DAYS[3], end=DAYS[4])
+Column = list[object]
+
+
+def schema() -> Schema:
+    return Schema(
+        dataset="tiny",
+        timezone="Europe/Helsinki",
+        split=SPLIT,
+        user_attributes=("age",),
+        request_fields=(RequestField(name="weather"), RequestField(name="temperature", dtype="float")),
+        scene_fields=("weather",),
+    )
+
+
+def tables() -> dict[str, dict[str, Column]]:
+    clock: dict[str, Column] = {"event_timestamp": [START] * 2, "created_timestamp": [START] * 2}
+    words: dict[str, Column] = {"text": ["a", "b"]}
+    return {
+        "impressions": {
+            "row_id": [0, 1],
+            "request_id": ["r", "r"],
+            "event_timestamp": [DAYS[0], DAYS[3]],
+            "outcome_timestamp": [DAYS[0], DAYS[3]],
+            "user_id": ["u", "v"],
+            "poi_id": ["p", "q"],
+            "scenario_id": ["s", "t"],
+            "click": [1, 0],
+            "order": [1, 0],
+            "position": [0, None],
+            "propensity": [0.5, None],
+            "latitude": [60.0, None],
+            "longitude": [24.9, None],
+            "weather": ["rain", None],
+            "temperature": [1.5, None],
+        },
+        "users": {"user_id": ["u", "v"], **clock, **words, "age": ["9", None]},
+        "pois": {
+            "poi_id": ["p", "q"],
+            **clock,
+            **words,
+            "name": ["P", "Q"],
+            "category": ["c", "d"],
+            "specialty": [None, None],
+            "open_hours": [None, None],
+            "poi_latitude": [None, None],
+            "poi_longitude": [None, None],
+        },
+        "scenarios": {"scenario_id": ["s", "t"], **clock, **words, "name": ["S", "T"]},
+    }
+
+
+def dataset(raw: dict[str, dict[str, Column]]) -> Dataset:
+    return Dataset(schema=schema(), tables={name: pa.table(columns) for name, columns in raw.items()})
+
+
+def test_write_and_read_back(tmp_path: Path) -> None:
+    dataset(tables()).write(tmp_path / "sources")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sources"]
+    assert Schema.load(tmp_path / "sources" / "schema.json") == schema()
+    rows = pq.read_table(tmp_path / "sources" / "impressions.parquet")
+    assert rows.schema.field("event_timestamp").type == pa.timestamp("us", tz="UTC")
+    assert rows["weather"].to_pylist() == ["rain", None]
+
+
+def set_to(table: str, column: str, row: int, value: object) -> Callable[[dict[str, dict[str, Column]]], None]:
+    return lambda raw: raw[table][column].__setitem__(row, value)
+
+
+def drop(table: str, column: str) -> Callable[[dict[str, dict[str, Column]]], None]:
+    return lambda raw: raw[table].__delitem__(column)
+
+
+REFUSALS: dict[str, tuple[Callable[[dict[str, dict[str, Column]]], None], str]] = {
+    "missing table": (lambda raw: raw.__delitem__("pois"), r"tables \['pois'\] are missing"),
+    "missing column": (drop("users", "text"), r"users: missing columns \['text'\]"),
+    "surplus column": (lambda raw: raw["users"].update(mood=["a", "b"]), r"unknown columns \['mood'\]"),
+    "null": (set_to("impressions", "user_id", 1, None), r"impressions\.user_id, row 1: None is empty"),
+    "no number": (lambda raw: raw["impressions"].update(click=["yes", "no"]), r"impressions\.click: cannot be read"),
+    "no cast": (lambda raw: raw["impressions"].update(latitude=[[1.0], [2.0]]), r"impressions\.latitude: cannot be read"),
+    "half a click": (lambda raw: raw["impressions"].update(click=[1.0, 0.5]), r"impressions\.click: cannot be read"),
+    "row twice": (set_to("impressions", "row_id", 1, 0), r"impressions\.row_id, row 0: 0 stands twice.*2 such rows"),
+    "user twice": (set_to("users", "user_id", 1, "u"), r"users\.user_id, row 0: 'u' stands twice"),
+    "POI twice": (set_to("pois", "poi_id", 1, "p"), r"pois\.poi_id, row 0: 'p' stands twice"),
+    "scenario twice": (set_to("scenarios", "scenario_id", 0, "t"), r"scenarios\.scenario_id, row 0: 't' stands twice"),
+    "unknown user": (set_to("impressions", "user_id", 1, "w"), r"impressions\.user_id, row 1: 'w' is not in users"),
+    "unknown POI": (set_to("impressions", "poi_id", 0, "w"), r"impressions\.poi_id, row 0: 'w' is not in pois"),
+    "unknown scenario": (set_to("impressions", "scenario_id", 0, "w"), r"'w' is not in scenarios"),
+    "no label": (set_to("impressions", "click", 0, 2), r"impressions\.click, row 0: 2 is outside 0 \.\. 1"),
+    "order alone": (set_to("impressions", "order", 1, 1), r"impressions\.order, row 1: 1 is an order without a click"),
+    "propensity": (set_to("impressions", "propensity", 0, 1.5), r"propensity, row 0: 1\.5 is outside 0\.0 \.\. 1\.0"),
+    "latitude": (set_to("impressions", "latitude", 0, 91.0), r"latitude, row 0: 91\.0 is outside -90\.0"),
+    "longitude": (set_to("pois", "poi_longitude", 1, float("nan")), r"pois\.poi_longitude, row 1: nan is outside"),
+    "outcome first": (set_to("impressions", "outcome_timestamp", 1, DAYS[2]), r"row 1: .* lies before its impression"),
+    "after the end": (
+        lambda raw: raw["impressions"].update(event_timestamp=[DAYS[4]] * 2, outcome_timestamp=[DAYS[4]] * 2),
+        r"impressions\.event_timestamp, row 0: .* is not before the end",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize("standing", [False, True])
+def test_refusal_leaves_the_folder_as_it_was(tmp_path: Path, name: str, standing: bool) -> None:
+    damage, message = REFUSALS[name]
+    if standing:
+        dataset(tables()).write(tmp_path / "sources")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    raw = tables()
+    damage(raw)
+    with pytest.raises(DataError, match=message):
+        dataset(raw).write(tmp_path / "sources")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert [p.name for p in tmp_path.iterdir()] == (["sources"] if standing else [])
+
+
+def test_oracle_is_checked_too(tmp_path: Path) -> None:
+    raw = tables() | {"oracle": {"row_id": [0, 0], "p_click": [0.1, 0.2], "p_order": [0.0, 0.1]}}
+    with pytest.raises(DataError, match=r"oracle\.row_id, row 0: 0 stands twice"):
+        dataset(raw).write(tmp_path / "sources")
+    raw = tables() | {"orakel": {"row_id": [0]}}
+    with pytest.raises(DataError, match=r"orakel: no such table"):
+        dataset(raw).write(tmp_path / "sources")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"user_attributes": ("city",), "poi_attributes": ("city",)}, "used twice.*city"),
+        ({"request_fields": (RequestField(name="click"),)}, "impressions has columns called .*click.* already"),
+        ({"poi_attributes": ("name",)}, "pois has columns called .*name.* already"),
+        ({"scene_fields": ("mood",)}, "mood.* are not request fields"),
+        ({"split": Split(train=DAYS[2], valid=DAYS[1], test=DAYS[3], end=DAYS[4])}, "in time order"),
+    ],
+)
+def test_schema_refuses(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Schema(**({"dataset": "d", "timezone": "UTC", "split": SPLIT} | arguments))  # type: ignore[arg-type]
+
+
+def test_bounds_touch_without_gap_or_overlap() -> None:
+    assert [SPLIT.bounds(p) for p in ("history", "train", "valid", "test")] == [
+        (None, DAYS[1]),
+        (DAYS[1], DAYS[2]),
+        (DAYS[2], DAYS[3]),
+        (DAYS[3], DAYS[4]),
+    ]

@@ -1,0 +1,123 @@
+"""Statistics against a brute-force count, on random logs and on moments where mistakes are easy."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feature_repo import aggregates, columns, scenes
+from feature_repo.datasets.schema import TIME, Schema, Split
+from feature_repo.workspace import Workspace
+
+START = datetime(2015, 3, 1, tzinfo=UTC)
+DAY_US = 86_400_000_000
+POIS = {"p0": "soup", "p1": "soup", "p2": "grill"}
+Event = tuple[str, str, int, int, int]  # user, POI, outcome time (us after START), click, order
+
+
+def write_log(root: Path, events: list[Event]) -> Workspace:
+    workspace = Workspace(root)
+    workspace.sources.mkdir(parents=True, exist_ok=True)
+    split = Split(train=START, valid=START, test=START, end=START + timedelta(days=99))
+    Schema(dataset="tiny", timezone="Europe/Helsinki", split=split).save(workspace.schema)
+    pois = {columns.POI_ID: list(POIS), columns.CATEGORY: list(POIS.values()), columns.SPECIALTY: ["a", "b", "c"]}
+    pq.write_table(pa.table(pois), workspace.source("pois"))
+    times = pa.array([START + timedelta(microseconds=e[2]) for e in events], TIME)
+    log = pa.table(
+        {
+            columns.ROW_ID: pa.array(range(len(events)), pa.int64()),
+            columns.EVENT_TIMESTAMP: times,
+            columns.OUTCOME_TIMESTAMP: times,
+            columns.USER_ID: [e[0] for e in events],
+            columns.POI_ID: [e[1] for e in events],
+            columns.SCENARIO_ID: ["home"] * len(events),
+            columns.CLICK: pa.array([e[3] for e in events], pa.int8()),
+            columns.ORDER: pa.array([e[4] for e in events], pa.int8()),
+        }
+    )
+    pq.write_table(log, workspace.source("impressions"))
+    aggregates.build(workspace)
+    return workspace
+
+
+def value_as_of(workspace: Workspace, table: str, key: dict[str, str], name: str, moment: datetime) -> int:
+    """The newest row of a key at or before a moment, 0 where there is none."""
+    where = " AND ".join(f"{column} = '{value}'" for column, value in key.items())
+    found = duckdb.sql(
+        f"""SELECT {name} FROM read_parquet('{workspace.source(table)}')
+        WHERE {where} AND {columns.EVENT_TIMESTAMP} <= TIMESTAMPTZ '{moment.isoformat()}'
+        ORDER BY {columns.EVENT_TIMESTAMP} DESC LIMIT 1"""
+    ).fetchone()
+    return found[0] if found else 0
+
+
+events = st.tuples(
+    st.sampled_from(["u0", "u1"]),
+    st.sampled_from(list(POIS)),
+    st.integers(0, 40 * DAY_US),
+    st.integers(0, 1),
+    st.integers(0, 1),
+).map(lambda e: (*e[:4], e[3] * e[4]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(log=st.lists(events, min_size=1, max_size=30), day=st.integers(0, 75))
+def test_counts_equal_brute_force_at_every_midnight(tmp_path_factory, log, day):
+    workspace = write_log(tmp_path_factory.mktemp("log"), log)
+    moment = START + timedelta(days=day)
+    keys = {"user": {columns.USER_ID: "u0"}, "poi": {columns.POI_ID: "p1"}, "user_category": {}}
+    keys["user_category"] = {columns.USER_ID: "u0", columns.CATEGORY_KEY: "soup"}
+    for owner, key in keys.items():
+        for days in columns.WINDOW_DAYS:
+            inside = [e for e in log if (day - days) * DAY_US <= e[2] < day * DAY_US]
+            mine = [e for e in inside if _belongs(e, key)]
+            expected = (len(mine), sum(e[3] for e in mine), sum(e[4] for e in mine))
+            for count, number in zip(columns.COUNTS, expected, strict=True):
+                name = columns.statistic(owner, count, days)
+                assert value_as_of(workspace, aggregates.table_of(owner), key, name, moment) == number, name
+
+
+def _belongs(event: Event, key: dict[str, str]) -> bool:
+    mine = {columns.USER_ID: event[0], columns.POI_ID: event[1], columns.CATEGORY_KEY: POIS[event[1]]}
+    return all(mine[column] == value for column, value in key.items())
+
+
+def test_an_event_is_not_counted_before_the_day_is_over(tmp_path):
+    workspace = write_log(tmp_path, [("u0", "p0", 5 * DAY_US + 1, 1, 0)])
+    seen = [
+        value_as_of(workspace, "poi_stats", {columns.POI_ID: "p0"}, "poi_clicks_7d", START + timedelta(days=d))
+        for d in (5.9, 6, 12.9, 13)
+    ]
+    assert seen == [0, 1, 1, 0]
+
+
+def test_state_is_stamped_after_the_click_that_caused_it(tmp_path):
+    workspace = write_log(tmp_path, [("u0", "p0", 1000, 1, 1), ("u0", "p2", 1000, 1, 0), ("u0", "p1", 9000, 0, 0)])
+    state = pq.read_table(workspace.source(aggregates.USER_STATE)).to_pylist()
+    assert len(state) == 1  # two clicks at one time are one change; an impression without a click is none
+    click = START + timedelta(microseconds=1000)
+    assert state[0][columns.EVENT_TIMESTAMP] == click + timedelta(microseconds=1)
+    assert state[0][columns.RECENT_POIS] == ["p2", "p0"]
+    assert state[0][columns.LAST_CATEGORY] == "grill"
+    assert state[0][columns.LAST_ORDER_TIME] == int(click.timestamp() * 1e6)
+
+
+def test_recent_pois_are_the_newest_ones_in_order(tmp_path):
+    clicks = [("u0", f"p{i % 3}", i * DAY_US, 1, 0) for i in range(columns.RECENT_LENGTH + 5)]
+    newest = pq.read_table(write_log(tmp_path, clicks).source(aggregates.USER_STATE)).to_pylist()[-1]
+    expected = [f"p{i % 3}" for i in range(columns.RECENT_LENGTH + 4, 4, -1)]
+    assert newest[columns.RECENT_POIS] == expected and len(newest[columns.RECENT_TIMES]) == columns.RECENT_LENGTH
+
+
+@pytest.mark.parametrize("moment", ["2015-03-29T00:30:00", "2015-03-29T01:30:00", "2015-10-25T00:30:00"])
+def test_the_daypart_of_a_statistic_is_the_daypart_of_a_request(tmp_path, moment):
+    us = np.datetime64(moment, "us").astype(np.int64)
+    workspace = write_log(tmp_path, [("u0", "p0", int(us - START.timestamp() * 1e6), 1, 0)])
+    key = pq.read_table(workspace.source("poi_daypart_stats"))[columns.DAYPART_KEY][0].as_py()
+    assert [key] == scenes.daypart_keys(np.array([us]), "Europe/Helsinki")

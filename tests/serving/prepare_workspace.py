@@ -1,0 +1,94 @@
+"""Makes a small complete workspace: a city, applied and materialised, with vectors, two bundles and a training set.
+
+Run as a program of its own, because Feast definitions read the workspace once in a process. Vectors are random and
+rankers untrained: what is tested is how answers are made, not whether they please.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from feature_repo import aggregates, columns, scenes
+from feature_repo.datasets.city import CityConfig, build
+from feature_repo.store import apply
+from feature_repo.workspace import Workspace, activate
+from trainers import bundle as bundles
+from trainers import recipes, training_set
+from trainers.bundle import Bundle, Manifest
+from trainers.encoding import Encoding
+from trainers.knowledge import load_matrix
+from trainers.language.texts import collect
+
+CITY = CityConfig(users=40, pois=60, days=21, requests_per_user_day=0.5, candidates=8)
+WIDTH = 8
+
+
+def main(root: Path) -> None:
+    workspace = activate(root)
+    dataset = build(CITY)
+    dataset.write(workspace.sources)
+    aggregates.build(workspace)
+    for space in columns.KNOWLEDGE:
+        write_knowledge(workspace, space)
+    store = apply(workspace)
+    split = dataset.schema.split
+    start = dataset.tables["users"][columns.EVENT_TIMESTAMP][0].as_py()
+    store.materialize(start_date=start.replace(year=start.year - 1), end_date=split.test)
+    for recipe in (recipes.larr("tiny"), recipes.ple("tiny")):
+        write_bundle(workspace, store, recipe)
+
+
+def write_knowledge(workspace: Workspace, space: str) -> None:
+    """A random vector for every text of one space."""
+    texts = collect(workspace, space)
+    n = len(texts)
+    vectors = np.random.default_rng(len(space)).normal(size=(n, WIDTH)).astype(np.float32)
+    table = texts.append_column(columns.knowledge(space, columns.ROW), pa.array(np.arange(1, n + 1)))
+    table = table.append_column(columns.knowledge(space, columns.VERSION), pa.array(["v1"] * n))
+    table = table.append_column(columns.knowledge(space, columns.TEXT_HASH), pa.array(["h"] * n))
+    table = table.append_column(columns.knowledge(space, columns.VECTOR), pa.array(list(vectors)))
+    workspace.knowledge.mkdir(exist_ok=True)
+    pq.write_table(table, workspace.knowledge / f"{space}.parquet")
+
+
+def write_bundle(workspace: Workspace, store: object, recipe: recipes.Recipe) -> None:
+    from feature_repo import services
+
+    service = {"larr": services.larr, "ple": services.ple}[recipe.name]
+    schema = services.sources.SCHEMA
+    split = schema.split
+    pull = training_set.Pull(service=service.name, start=CITY.at_day(0), end=split.end)
+    folder = training_set.backfill(workspace, store, pull)
+    encoding = Encoding.fit(training_set.read(folder, CITY.at_day(0), split.valid), schema)
+    if recipe.name == "larr":
+        features = replace(recipe.model.features, text_spaces=encoding.text_spaces)
+        recipe = replace(recipe, model=replace(recipe.model, features=features))
+    spaces = bundles.spaces_of(recipe.model)
+    matrices = {space: load_matrix(workspace.knowledge / f"{space}.parquet") for space in spaces}
+    torch.manual_seed(1)
+    manifest = Manifest(
+        model=recipe.name,
+        service=service.name,
+        features=services.feature_references(service),
+        scene_fingerprints={f.name: f.fingerprint() for f in scenes.features_of(schema)},
+        knowledge_versions={space: matrix.version for space, matrix in matrices.items()},
+        dataset=schema.dataset,
+        trained_until=split.valid,
+        seed=1,
+        recipe=recipe,
+        metrics={},
+        runtime={},
+    )
+    ranker = bundles.build_ranker(recipe.model, encoding, matrices)
+    Bundle.of(manifest, encoding, schema, ranker, matrices).save(workspace.bundles / recipe.name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

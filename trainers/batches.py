@@ -1,0 +1,108 @@
+"""Where training batches come from: a part held in memory, or Parquet files streamed through a shuffle buffer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from feature_repo.datasets.schema import Schema
+from trainers.batch import Batch
+from trainers.encoding import Encoding, Vocabulary
+
+
+class Batches(Protocol):
+    """A training part."""
+
+    def steps(self, size: int) -> int:
+        """How many batches one epoch has, at least about."""
+        ...
+
+    def sample(self) -> Batch:
+        """As many rows as fit in memory, for statistics."""
+        ...
+
+    def epoch(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """All rows once, in an order drawn from the generator, in batches of at most `size` rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A part that fits in memory: one large Batch, cut anew for each epoch.
+
+    Rows of one scene stay together, so that a scene is encoded about once an epoch instead of once a row; scenes come
+    in random order, and so do the rows of each.
+    """
+
+    whole: Batch
+
+    def steps(self, size: int) -> int:
+        return math.ceil(len(self.whole) / size)
+
+    def sample(self) -> Batch:
+        return self.whole
+
+    def epoch(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        order = torch.randperm(len(self.whole), generator=generator)
+        place = torch.randperm(len(self.whole.scene_id_US), generator=generator)
+        order = order[torch.argsort(place[self.whole.scene_of_row_B[order]], stable=True)]
+        for start in range(0, len(order), size):
+            yield self.whole.rows(order[start : start + size])
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Parquet files larger than memory, read in random order through a buffer in which rows are shuffled.
+
+    Args:
+        files: parts of a pull. Rows of one file that lie together should not all be alike in their labels: the buffer
+            mixes no further than `buffer_rows`.
+    """
+
+    files: tuple[Path, ...]
+    encoding: Encoding
+    buffer_rows: int = 500_000
+
+    def steps(self, size: int) -> int:
+        return math.ceil(sum(pq.read_metadata(path).num_rows for path in self.files) / size)
+
+    def sample(self) -> Batch:
+        return next(self._buffers(self.files))
+
+    def epoch(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        order = torch.randperm(len(self.files), generator=generator)
+        for buffer in self._buffers([self.files[int(at)] for at in order]):
+            yield from InMemory(buffer).epoch(size, generator)
+
+    def _buffers(self, files: Sequence[Path]) -> Iterator[Batch]:
+        waiting: list[pa.RecordBatch] = []
+        rows = 0
+        for path in files:
+            for piece in pq.ParquetFile(path).iter_batches(batch_size=min(self.buffer_rows, 65_536)):
+                waiting.append(piece)
+                rows += len(piece)
+                if rows >= self.buffer_rows:
+                    yield Batch.from_arrow(pa.Table.from_batches(waiting), self.encoding)
+                    waiting, rows = [], 0
+        if waiting:
+            yield Batch.from_arrow(pa.Table.from_batches(waiting), self.encoding)
+
+
+def fit_encoding(files: Sequence[Path], schema: Schema, scaler_rows: int = 500_000) -> Encoding:
+    """`Encoding.fit` for parts larger than memory: vocabularies from all rows, column by column; scalers and rates from
+    about `scaler_rows` rows, read from files spread evenly over the part."""
+    rows = sum(pq.read_metadata(path).num_rows for path in files)
+    step = max(1, math.floor(rows / scaler_rows))
+    encoding = Encoding.fit(pa.concat_tables([pq.read_table(path) for path in files[::step]]), schema)
+    vocabularies = {
+        name: Vocabulary.fit(pa.concat_tables([pq.read_table(path, columns=[name]) for path in files])[name])
+        for name in encoding.vocabularies
+    }
+    return replace(encoding, vocabularies=vocabularies)

@@ -1,0 +1,245 @@
+"""The index artefact: POI vectors in FAISS, the query tower that asks them, and what filters need, as one inert folder.
+
+    manifest.json      versions, search plan, metrics, SHA-256 of every other file
+    inputs.json        encoding and place frame of the query tower
+    query.safetensors  weights of the query tower
+    index.faiss        POI vectors, searched by inner product
+    pois.parquet       poi_id, coordinates and opening hours of each FAISS row: ids are converted here and nowhere else
+
+The exact index answers in 0.05 ms at 2,000 POIs and in about 1 ms at 50,000, so it serves up to `exact_up_to`; beyond,
+inverted lists (IVF) are probed, as many of them as reach `recall_floor` against the exact index on held-out queries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+
+from feature_repo import columns
+from trainers.models.tower import QueryTower, TowerConfig, TowerSizes
+from trainers.plain import from_plain, to_plain
+from trainers.tower_inputs import TowerInputs, degrees
+
+FAISS: Any = faiss  # its type stubs lack the keyword arguments of its own Python layer
+FORMAT = 1
+MANIFEST, INPUTS, WEIGHTS, INDEX, POIS = FILES = (
+    "manifest.json",
+    "inputs.json",
+    "query.safetensors",
+    "index.faiss",
+    "pois.parquet",
+)
+TRAINING_POINTS_PER_LIST = 64
+MEASURED_QUERIES = 1000
+
+
+class IndexArtefactError(ValueError):
+    """An index cannot be built or loaded. The message names the file or row, the reason and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """When to search exactly, and how good the search must be where it is not exact."""
+
+    exact_up_to: int = 50_000
+    recall_at: int = 200
+    recall_floor: float = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """How an index is searched. `recall` is the measured share of the exact top `recall_at` that is found."""
+
+    kind: Literal["exact", "ivf"]
+    lists: int = 1
+    probes: int = 1
+    recall_at: int
+    recall: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexManifest:
+    """What an index was made from. `version` is a hash of its files, `metrics` the hit rates of its towers."""
+
+    dataset: str
+    trained_until: str
+    seed: int
+    tower: TowerConfig
+    sizes: TowerSizes
+    plan: SearchPlan
+    knowledge_versions: Mapping[str, str]
+    scene_fingerprints: Mapping[str, str]
+    metrics: Mapping[str, Any]
+    version: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexArtefact:
+    """A trained query tower with the POIs that it can find; row i of `pois` is row i of `index`."""
+
+    manifest: IndexManifest
+    inputs: TowerInputs
+    tower: QueryTower = field(repr=False)
+    index: faiss.Index = field(repr=False)
+    pois: pa.Table = field(repr=False)
+
+
+def filter_columns(pois: pa.Table) -> pa.Table:
+    """Of a POI source table, what an index keeps of each POI. Raises IndexArtefactError for a repeated id."""
+    ids = pois[columns.POI_ID]
+    if pc.count_distinct(ids, mode="all").as_py() != len(ids):
+        counts = ids.combine_chunks().value_counts()
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
+        raise IndexArtefactError(f"POI {twice.as_py()!r} stands twice in the table of POIs; keys are unique")
+    return pa.table(
+        {
+            columns.POI_ID: ids.cast(pa.string()),
+            columns.POI_LATITUDE: degrees(pois, columns.POI_LATITUDE),
+            columns.POI_LONGITUDE: degrees(pois, columns.POI_LONGITUDE),
+            columns.OPEN_HOURS: pois[columns.OPEN_HOURS].cast(pa.string()),
+        }
+    )
+
+
+def build_index(poi_PE: np.ndarray, query_QE: np.ndarray, config: IndexConfig) -> tuple[faiss.Index, SearchPlan]:
+    """Index P vectors, and measure the recall on Q held-out queries (at most 1,000 of them are used).
+
+    Args:
+        poi_PE, query_QE: float32, C-contiguous. Q >= 1 where an approximate index is needed.
+    Raises:
+        IndexArtefactError: no POI, a vector that is not finite, or no query to measure an approximate index with.
+    """
+    if not len(poi_PE) or not np.isfinite(poi_PE).all():
+        bad = int(np.argmin(np.isfinite(poi_PE).all(axis=1))) if len(poi_PE) else None
+        raise IndexArtefactError(
+            "there is no POI to index" if bad is None else f"vector of POI row {bad} is not finite"
+        )
+    exact = faiss.IndexFlatIP(poi_PE.shape[1])
+    exact.add(poi_PE)
+    recall_at = min(config.recall_at, len(poi_PE))
+    if len(poi_PE) <= config.exact_up_to:
+        return exact, SearchPlan(kind="exact", recall_at=recall_at, recall=1.0)
+    if not len(query_QE):
+        raise IndexArtefactError(
+            f"{len(poi_PE)} POIs need an approximate index, and that needs queries to measure with"
+        )
+    lists = 2 ** round(np.log2(4 * np.sqrt(len(poi_PE))))
+    approximate = faiss.IndexIVFFlat(
+        faiss.IndexFlatIP(poi_PE.shape[1]), poi_PE.shape[1], lists, faiss.METRIC_INNER_PRODUCT
+    )
+    approximate.cp.max_points_per_centroid = TRAINING_POINTS_PER_LIST
+    approximate.train(poi_PE)
+    approximate.add(poi_PE)
+    queries = query_QE[:MEASURED_QUERIES]
+    wanted = exact.search(queries, recall_at)[1]
+    probes = 1
+    while (recall := _recall(approximate, queries, wanted, probes)) < config.recall_floor and probes < lists:
+        probes *= 2
+    return approximate, SearchPlan(kind="ivf", lists=lists, probes=probes, recall_at=recall_at, recall=recall)
+
+
+def _recall(index: faiss.Index, queries: np.ndarray, wanted: np.ndarray, probes: int) -> float:
+    parameters = FAISS.SearchParametersIVF(nprobe=probes)
+    found = index.search(queries, wanted.shape[1], params=parameters)[1]
+    hits = [len(np.intersect1d(row, best)) for row, best in zip(found, wanted, strict=True)]
+    return float(np.sum(hits)) / wanted.size
+
+
+def save(artefact: IndexArtefact, folder: Path) -> IndexManifest:
+    """Write all files and put them in place at once; a failure leaves `folder` as it was. Returns the manifest."""
+    weights = {name: value.contiguous() for name, value in artefact.tower.state_dict().items()}
+    parquet = pa.BufferOutputStream()
+    pq.write_table(artefact.pois, parquet, compression="zstd")
+    contents = {
+        INPUTS: artefact.inputs.to_json().encode(),
+        WEIGHTS: safetensors.torch.save(weights),
+        INDEX: FAISS.serialize_index(artefact.index).tobytes(),
+        POIS: parquet.getvalue().to_pybytes(),
+    }
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    version = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+    manifest = {**to_plain(artefact.manifest), "version": version, "format": FORMAT, "files": hashes}
+    contents[MANIFEST] = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, content in contents.items():
+            (staging / name).write_bytes(content)
+        replaced = staging.with_name(f"{staging.name}-replaced")
+        if folder.exists():
+            os.rename(folder, replaced)
+        os.rename(staging, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return replace(artefact.manifest, version=version)
+
+
+def load(folder: Path) -> IndexArtefact:
+    """Read and verify an artefact; what was hashed is what is read, and nothing in it is run.
+
+    Raises:
+        IndexArtefactError: a missing, surplus, damaged or mismatched file, or another format.
+    """
+    raw, contents = _verified(folder)
+    try:
+        manifest = from_plain(IndexManifest, raw)
+        inputs = TowerInputs.from_json(contents[INPUTS].decode())
+        tower = QueryTower(manifest.tower, manifest.sizes)
+        tower.load_state_dict(safetensors.torch.load(contents[WEIGHTS]))
+        index = FAISS.deserialize_index(np.frombuffer(contents[INDEX], dtype=np.uint8))
+        pois = pq.read_table(pa.BufferReader(contents[POIS]))
+    except (TypeError, KeyError, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise IndexArtefactError(f"{folder}: cannot be read: {error}; build the index again") from error
+    artefact = IndexArtefact(manifest=manifest, inputs=inputs, tower=tower.eval(), index=index, pois=pois)
+    _check_fit(artefact, folder)
+    return artefact
+
+
+def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest as JSON and the contents of the other files, hashes compared."""
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if present != sorted(FILES):
+        raise IndexArtefactError(f"{folder}: holds {present}, an index artefact is {sorted(FILES)}; build it again")
+    contents = {name: (folder / name).read_bytes() for name in FILES}
+    try:
+        raw: dict[str, Any] = json.loads(contents.pop(MANIFEST))
+        found, hashes = raw.pop("format"), raw.pop("files")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IndexArtefactError(f"{folder / MANIFEST}: is no manifest: {error!r}; build the index again") from error
+    if found != FORMAT:
+        raise IndexArtefactError(f"{folder}: has format {found!r}, this program reads {FORMAT}; build the index again")
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != hashes.get(name):
+            raise IndexArtefactError(f"{folder / name}: does not have the hash that the manifest names; it is damaged")
+    return raw, contents
+
+
+def _check_fit(artefact: IndexArtefact, folder: Path) -> None:
+    """The parts of one artefact belong together. Raises IndexArtefactError."""
+    index, tower = artefact.index, artefact.tower
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise IndexArtefactError(f"{folder / INDEX}: is not an inner-product index; build it again")
+    if index.ntotal != len(artefact.pois):
+        raise IndexArtefactError(f"{folder}: {index.ntotal} vectors for {len(artefact.pois)} POIs; build it again")
+    if index.d != tower.width:
+        raise IndexArtefactError(
+            f"{folder}: vectors of {index.d} numbers, the tower gives {tower.width}; build it again"
+        )
+    if not all(torch.isfinite(weight).all() for weight in tower.state_dict().values()):
+        raise IndexArtefactError(f"{folder / WEIGHTS}: holds a weight that is not finite; train again")
