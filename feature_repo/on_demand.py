@@ -20,7 +20,7 @@ request = RequestSource(
 )
 
 
-@on_demand_feature_view(
+@on_demand_feature_view(  # type: ignore[untyped-decorator]  # Feast has no types
     sources=[request, user_state],
     schema=[Field(name=columns.scene(f.name), dtype=String) for f in scenes.features_of(sources.SCHEMA)],
     mode="pandas",
@@ -32,5 +32,5 @@ def scene(inputs: pd.DataFrame) -> pd.DataFrame:
 
     from feature_repo import scenes, sources
 
-    values = scenes.evaluate({name: inputs[name] for name in inputs.columns}, sources.SCHEMA)
+    values = scenes.evaluate({str(name): list(inputs[name]) for name in inputs.columns}, sources.SCHEMA)
     return pd.DataFrame(values, index=inputs.index, dtype="object")

@@ -6,7 +6,7 @@ bundles trained on the old one go on with theirs.
 
 import hashlib
 
-from feast import FeatureService, FeatureView, OnDemandFeatureView
+from feast import FeatureService, FeatureView, LabelView, OnDemandFeatureView
 
 from feature_repo import columns, knowledge, on_demand, pois, scenarios, scenes, sources, users
 
@@ -28,7 +28,7 @@ _KNOWLEDGE = [
 
 
 def _service(model: str, views: list[FeatureView | OnDemandFeatureView | None], description: str) -> FeatureService:
-    present = [view for view in views if view is not None]
+    present: list[FeatureView | OnDemandFeatureView | LabelView | str] = [view for view in views if view is not None]
     service = FeatureService(name=model, features=present, description=description)
     fingerprints = [f.fingerprint() for f in scenes.features_of(sources.SCHEMA)] if on_demand.scene in views else []
     text = "\n".join([model, *feature_references(service), *fingerprints])

@@ -54,3 +54,8 @@ def apply(workspace: Workspace, profile: str = EMBEDDED) -> Any:
 
     store.apply([getattr(definitions, name) for name in definitions.__all__ if name != "request"], partial=True)
     return store
+
+
+def online_views(store: Any) -> list[str]:
+    """The names of the views that the online store serves, in alphabetical order."""
+    return sorted(view.name for view in store.list_batch_feature_views() if view.online)

@@ -103,7 +103,7 @@ class Recommender:
     def __init__(self, address: str, access: Access = LOCAL) -> None:
         secret = access.credentials
         self._channel = grpc.secure_channel(address, secret) if secret else grpc.insecure_channel(address)
-        self._stub = pb_grpc.RecommenderServiceStub(self._channel)
+        self._stub = pb_grpc.RecommenderServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._access = access
 
     def rank(self, asker: Asker, poi_ids: Sequence[str], wish: Wish = ANYTHING) -> pb.Ranking:
@@ -133,7 +133,7 @@ class AsyncRecommender:
     def __init__(self, address: str, access: Access = LOCAL) -> None:
         secret = access.credentials
         self._channel = grpc.aio.secure_channel(address, secret) if secret else grpc.aio.insecure_channel(address)
-        self._stub = pb_grpc.RecommenderServiceStub(self._channel)
+        self._stub = pb_grpc.RecommenderServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._access = access
 
     async def rank(self, asker: Asker, poi_ids: Sequence[str], wish: Wish = ANYTHING) -> pb.Ranking:

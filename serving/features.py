@@ -1,25 +1,21 @@
 """Online values -> Arrow: what the store holds for one request, in the very columns that an offline pull has.
 
-Whatever the store answers, a value counts as missing if it is null, if it outlived its view's time to live at the
-request's moment (then it is *stale*), or if it is knowledge of another version than the bundle's. A value newer than
-the request's moment is used: the online store holds nothing older.
+What is missing or stale (`serving.online`) is null here; so is knowledge of another version than the bundle's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore
-from feast.types import from_feast_to_pyarrow_type
 
 from feature_repo import columns, scenes
 from feature_repo.datasets.schema import Schema
+from serving.online import Read, ServiceMismatch, ValueStatus, View, ViewReading, fetch, open_view
 from serving.request import RequestContext
 from trainers.bundle import Bundle
 from trainers.knowledge import MISSING_ROW
@@ -28,30 +24,6 @@ from trainers.knowledge import MISSING_ROW
 DESCRIPTIONS = {columns.USER_ID: ("user_profile", columns.TEXT), columns.POI_ID: ("poi_profile", columns.NAME)}
 SCENE_VIEW = "scene"
 SCENE_SPACE = "scene_text"
-
-
-class ServiceMismatch(ValueError):
-    """The bundle reads what this store or this code does not have. The message names it and the remedy."""
-
-
-class ValueStatus(IntEnum):
-    """Whether a stored value was there; the numbers are those of the wire contract."""
-
-    PRESENT = 1
-    MISSING = 2
-    STALE = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewReading:
-    """How many values of one view had which status, and from when (microseconds UTC) the present ones were."""
-
-    view: str
-    present: int
-    missing: int
-    stale: int
-    oldest_us: int | None
-    newest_us: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,44 +62,6 @@ class Reading:
     views: tuple[ViewReading, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _View:
-    name: str
-    keys: frozenset[str]
-    ttl_us: int  # 0: for ever
-    types: Mapping[str, pa.DataType]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    """One view's answer: arrays with nulls for what is missing, statuses (features, n), event times (n,)."""
-
-    view: _View
-    values: dict[str, pa.Array]
-    statuses: np.ndarray
-    times_us: np.ndarray
-
-    def status(self, feature: str) -> np.ndarray:
-        return self.statuses[list(self.view.types).index(feature)]
-
-    def blank(self, feature: str, bad: np.ndarray) -> None:
-        """Turn values of one feature into missing ones."""
-        self.status(feature)[bad] = ValueStatus.MISSING
-        self.values[feature] = pc.if_else(pa.array(bad), None, self.values[feature])
-
-    def summary(self) -> ViewReading:
-        counts = {s: int((self.statuses == s).sum()) for s in ValueStatus}
-        used = self.times_us[(self.statuses == ValueStatus.PRESENT).any(axis=0)]
-        return ViewReading(
-            view=self.view.name,
-            present=counts[ValueStatus.PRESENT],
-            missing=counts[ValueStatus.MISSING],
-            stale=counts[ValueStatus.STALE],
-            oldest_us=int(used.min()) if len(used) else None,
-            newest_us=int(used.max()) if len(used) else None,
-        )
-
-
 class FeatureReader:
     """Reads what one bundle needs from the online store, in at most four calls a request.
 
@@ -143,7 +77,7 @@ class FeatureReader:
         self._features = frozenset(feature for _, feature in references)
         stored = dict.fromkeys(r for r in [*references, *DESCRIPTIONS.values()] if r[0] != SCENE_VIEW)
         views = [
-            _view(store, name, [f for v, f in stored if v == name]) for name in dict.fromkeys(v for v, _ in stored)
+            open_view(store, name, [f for v, f in stored if v == name]) for name in dict.fromkeys(v for v, _ in stored)
         ]
         derived = {columns.CATEGORY_KEY, columns.DAYPART_KEY}
         self._context_views = [v for v in views if v.keys <= {columns.USER_ID, columns.SCENARIO_ID}]
@@ -152,7 +86,7 @@ class FeatureReader:
         self._scene_view = None
         if SCENE_SPACE in bundle.manifest.knowledge_versions:
             fields = [columns.knowledge(SCENE_SPACE, name) for name in (columns.ROW, columns.VERSION)]
-            self._scene_view = _view(store, SCENE_SPACE, fields)
+            self._scene_view = open_view(store, SCENE_SPACE, fields)
 
     def read_context(self, context: RequestContext, time_us: int) -> ContextReading:
         """The user's, scenario's and scene's columns, one row, as of `time_us`."""
@@ -203,23 +137,14 @@ class FeatureReader:
             views=context.views + tuple(read.summary() for read in reads),
         )
 
-    def _fetch(self, views: Sequence[_View], keys: Mapping[str, list[str]], time_us: int) -> list[_Read]:
-        """One call for several views; `keys`: n values of every key that one of the views has."""
-        if not views:
-            return []
-        needed = frozenset[str]().union(*(view.keys for view in views))
-        response = self._store.get_online_features(
-            features=[f"{view.name}:{feature}" for view in views for feature in view.types],
-            entity_rows={name: values for name, values in keys.items() if name in needed},
-        )
-        values = response.to_dict()
-        vectors = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
-        reads = [_as_of(view, values, vectors[next(iter(view.types))], time_us) for view in views]
+    def _fetch(self, views: Sequence[View], keys: Mapping[str, list[str]], time_us: int) -> list[Read]:
+        """One call for several views, knowledge of other versions left out."""
+        reads = fetch(self._store, views, keys, time_us)
         for read in reads:
             self._refuse_other_versions(read)
         return reads
 
-    def _refuse_other_versions(self, read: _Read) -> None:
+    def _refuse_other_versions(self, read: Read) -> None:
         """Knowledge of another version than the ranker reads, or beyond its matrix, is missing."""
         space = read.view.name
         if space not in self._bundle.manifest.knowledge_versions:
@@ -231,7 +156,7 @@ class FeatureReader:
         usable = pc.fill_null(pc.and_(same, within), False).to_numpy(zero_copy_only=False)
         read.blank(row, ~usable & (read.status(row) == ValueStatus.PRESENT))
 
-    def _scene_rows(self, values: Mapping[str, str | None], time_us: int) -> tuple[dict[str, int], list[_Read]]:
+    def _scene_rows(self, values: Mapping[str, str | None], time_us: int) -> tuple[dict[str, int], list[Read]]:
         """The matrix row of each scene value; nothing where the bundle reads no scene vectors."""
         if self._scene_view is None:
             return {}, []
@@ -273,45 +198,11 @@ def check_scenes(fingerprints: Mapping[str, str], schema: Schema, owner: str) ->
             )
 
 
-def _view(store: FeatureStore, name: str, features: Sequence[str]) -> _View:
-    from feast.errors import FeatureViewNotFoundException
-
-    try:
-        view = store.get_feature_view(name)
-    except FeatureViewNotFoundException as error:
-        raise ServiceMismatch(
-            f"the store has no view {name!r}, which the bundle reads; run `scenerank apply`"
-        ) from error
-    types = {f.name: f.dtype for f in view.features}
-    absent = [feature for feature in features if feature not in types]
-    if absent:
-        raise ServiceMismatch(f"view {name!r} of the store has no {absent}, which the bundle reads; train again")
-    return _View(
-        name=name,
-        keys=frozenset(view.join_keys),
-        ttl_us=int(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
-        types={feature: from_feast_to_pyarrow_type(types[feature]) for feature in features},
-    )
-
-
-def _as_of(view: _View, values: Mapping[str, list[Any]], vector: Any, time_us: int) -> _Read:
-    """One view of a response with its time to live applied: expired after `ttl`, not at it, as offline."""
-    times_us = np.array([t.seconds * 1_000_000 + t.nanos // 1000 for t in vector.event_timestamps], dtype=np.int64)
-    expired = (times_us < time_us - view.ttl_us) & (view.ttl_us > 0)
-    arrays, statuses = {}, []
-    for feature, dtype in view.types.items():
-        array = pa.array(values[feature], dtype)
-        null = array.is_null().to_numpy(zero_copy_only=False)
-        statuses.append(np.where(null, ValueStatus.MISSING, np.where(expired, ValueStatus.STALE, ValueStatus.PRESENT)))
-        arrays[feature] = pc.if_else(pa.array(expired), pa.scalar(None, dtype), array)
-    return _Read(view=view, values=arrays, statuses=np.stack(statuses), times_us=times_us)
-
-
-def _columns_of(reads: Iterable[_Read]) -> dict[str, pa.Array]:
+def _columns_of(reads: Iterable[Read]) -> dict[str, pa.Array]:
     return {name: array for read in reads for name, array in read.values.items()}
 
 
-def _statuses(reads: Iterable[_Read], key: str) -> tuple[ValueStatus, ...]:
+def _statuses(reads: Iterable[Read], key: str) -> tuple[ValueStatus, ...]:
     """Per row, whether the description of the entity with this key is there."""
     view, feature = DESCRIPTIONS[key]
     read = next(read for read in reads if read.view.name == view)

@@ -18,15 +18,8 @@ import pyarrow.compute as pc
 
 from feature_repo import columns, geo
 from feature_repo.hours import hour_of_week
-from serving.features import (
-    ContextReading,
-    FeatureReader,
-    Reading,
-    SceneAspect,
-    ValueStatus,
-    ViewReading,
-    check_scenes,
-)
+from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, check_scenes
+from serving.online import ValueStatus, ViewReading
 from serving.request import (
     DEFAULT_CANDIDATES,
     DEFAULT_LIMIT,

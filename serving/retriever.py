@@ -61,12 +61,12 @@ class ExactSearch:
     def search(self, query_E: np.ndarray, k: int, allowed_P: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         if allowed_P is not None:
             parameters = FAISS.SearchParameters(sel=_selector(allowed_P))
-            return _found(*self.index.search(query_E[None], _at_most(k, allowed_P), params=parameters))
+            return _top(self.index, query_E, _at_most(k, allowed_P), parameters)
         k = min(k, self.index.ntotal)
         if self._gpu is None or k > GPU_MAX_RESULTS:
-            return _found(*self.index.search(query_E[None], k))
+            return _top(self.index, query_E, k, None)
         with self._gpu_lock:
-            return _found(*self._gpu.search(query_E[None], k))
+            return _top(self._gpu, query_E, k, None)
 
 
 class ApproximateSearch:
@@ -93,7 +93,7 @@ class ApproximateSearch:
 
     def _probe(self, query_E: np.ndarray, k: int, probes: int, selector: Any) -> tuple[np.ndarray, np.ndarray]:
         parameters = FAISS.SearchParametersIVF(nprobe=probes, sel=selector)
-        return _found(*self.index.search(query_E[None], k, params=parameters))
+        return _top(self.index, query_E, k, parameters)
 
 
 class Retriever:
@@ -202,7 +202,10 @@ def _at_most(k: int, allowed_P: np.ndarray) -> int:
     return min(k, int(allowed_P.sum()))
 
 
-def _found(scores_1K: np.ndarray, rows_1K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """FAISS pads with row -1 where it finds fewer than it was asked for: those are no results."""
-    kept = rows_1K[0] >= 0
-    return rows_1K[0][kept], scores_1K[0][kept]
+def _top(index: Any, query_E: np.ndarray, k: int, parameters: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and scores. FAISS refuses k = 0, and pads with row -1 what it does not find: those are no results."""
+    if k == 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    scores_1K, rows_1K = index.search(query_E[None], k, params=parameters)
+    found = rows_1K[0] >= 0
+    return rows_1K[0][found], scores_1K[0][found]

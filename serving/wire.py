@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from serving.features import ValueStatus, ViewReading
+from serving.online import ValueStatus, ViewReading
 from serving.pipeline import Ranking
 from serving.request import (
     InvalidRequest,

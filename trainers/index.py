@@ -6,8 +6,9 @@
     index.faiss        POI vectors, searched by inner product
     pois.parquet       poi_id, coordinates and opening hours of each FAISS row: ids are converted here and nowhere else
 
-The exact index answers in 0.05 ms at 2,000 POIs and in about 1 ms at 50,000, so it serves up to `exact_up_to`; beyond,
-inverted lists (IVF) are probed, as many of them as reach `recall_floor` against the exact index on held-out queries.
+An exact search takes 0.3 ms at 10,000 POIs and 7 ms at 100,000 (112 numbers, one core), so it serves up to
+`exact_up_to`; beyond, inverted lists (IVF) are probed, as many of them as reach `recall_floor` against the exact search
+on held-out queries.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class IndexArtefactError(ValueError):
 class IndexConfig:
     """When to search exactly, and how good the search must be where it is not exact."""
 
-    exact_up_to: int = 50_000
+    exact_up_to: int = 20_000
     recall_at: int = 200
     recall_floor: float = 0.99
 
@@ -138,7 +139,7 @@ def build_index(poi_PE: np.ndarray, query_QE: np.ndarray, config: IndexConfig) -
         raise IndexArtefactError(
             f"{len(poi_PE)} POIs need an approximate index, and that needs queries to measure with"
         )
-    lists = 2 ** round(np.log2(4 * np.sqrt(len(poi_PE))))
+    lists = min(2 ** round(np.log2(4 * np.sqrt(len(poi_PE)))), len(poi_PE))
     approximate = faiss.IndexIVFFlat(
         faiss.IndexFlatIP(poi_PE.shape[1]), poi_PE.shape[1], lists, faiss.METRIC_INNER_PRODUCT
     )

@@ -55,7 +55,7 @@ class RetrievalConfig:
     index: IndexConfig = field(default_factory=IndexConfig)
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(
-            epochs=40, batch_size=256, warmup_steps=10, patience=5, watch="log_likelihood"
+            epochs=20, batch_size=256, warmup_steps=10, patience=3, watch="log_likelihood"
         )
     )
 
@@ -139,10 +139,10 @@ def fit(
     seed: int,
     progress: loop.Progress = lambda done, planned, note: None,
 ) -> loop.History:
-    """Train in place; early stopping watches the likelihood of the clicked POI among all POIs on the validation part."""
+    """Train in place; early stopping watches the likelihood of validation clicks among all POIs."""
 
     def measure() -> dict[str, float]:
-        scorer, temperature = tower_scorer(towers, valid), float(towers.log_temperature.exp())
+        scorer, temperature = tower_scorer(towers, valid), float(towers.log_temperature.detach().exp())
         return {"log_likelihood": log_likelihood(scorer, valid, len(towers.items), temperature)}
 
     def objective(batch: Batch) -> Losses:
@@ -155,7 +155,7 @@ def fit(
 class Shuffled:
     """A part in memory, in fully random order.
 
-    `loop.InMemory` keeps the rows of a scene together. Here the other rows are the negatives: were they of the same
+    `batches.InMemory` keeps the rows of a scene together. Here the other rows are the negatives: were they of the same
     scene, nothing of a scene could be learned from them, and log q would not be their probability.
     """
 
@@ -163,6 +163,9 @@ class Shuffled:
 
     def steps(self, size: int) -> int:
         return math.ceil(len(self.whole) / size)
+
+    def sample(self) -> Batch:
+        return self.whole
 
     def epoch(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
         for rows in torch.randperm(len(self.whole), generator=generator).split(size):  # type: ignore[no-untyped-call]

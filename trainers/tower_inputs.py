@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,7 +81,7 @@ class TowerInputs:
 
     def query(self, table: pa.Table) -> Batch:
         """The query tower's Batch of n rows of a pull or an online read; POI columns are not needed."""
-        batch = Batch.from_arrow(with_nulls(table, self.encoding), self.encoding)
+        batch = Batch.from_arrow(with_nulls(table, self.encoding.vocabularies), self.encoding)
         numbers = batch.numeric_BD[:, self._poi_free_numbers()]
         if self.frame is not None:
             code = self.frame.code(degrees(table, columns.LATITUDE), degrees(table, columns.LONGITUDE))
@@ -130,8 +130,8 @@ class TowerInputs:
         return [i for i, name in enumerate(self.encoding.scalers) if poi_free.match(name)]
 
 
-def with_nulls(table: pa.Table, encoding: Encoding) -> pa.Table:
-    """The table with a column of nulls for every column of `Batch.from_arrow` that it lacks."""
+def with_nulls(table: pa.Table, ids: Iterable[str]) -> pa.Table:
+    """The table with nulls in every column of `Batch.from_arrow` that it lacks; `ids` names those of strings."""
     counts = (
         columns.statistic(owner, count, days)
         for owner in columns.STATISTICS
@@ -139,9 +139,8 @@ def with_nulls(table: pa.Table, encoding: Encoding) -> pa.Table:
         for days in columns.WINDOW_DAYS
     )
     places = (columns.LATITUDE, columns.LONGITUDE, columns.POI_LATITUDE, columns.POI_LONGITUDE)
-    scenes = (columns.scene(name) for name in encoding.scene_features)
     types: Mapping[str, pa.DataType] = {
-        **dict.fromkeys((*encoding.categorical_columns, *scenes, columns.OPEN_HOURS), pa.string()),
+        **dict.fromkeys((*ids, columns.OPEN_HOURS), pa.string()),
         **dict.fromkeys((*counts, *places, columns.LAST_ORDER_TIME), pa.float64()),
         columns.RECENT_POIS: pa.list_(pa.string()),
         columns.RECENT_TIMES: pa.list_(pa.int64()),

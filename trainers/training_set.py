@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -90,6 +90,23 @@ def read(folder: Path, start: datetime, end: datetime) -> pa.Table:
     when = pds.field(columns.EVENT_TIMESTAMP)
     inside = (when >= pa.scalar(start, TIME)) & (when < pa.scalar(end, TIME))
     return pds.dataset(sorted(folder.glob("part-*.parquet"))).to_table(filter=inside).combine_chunks()
+
+
+def narrow(table: pa.Table, features: Sequence[str]) -> pa.Table:
+    """The columns that a service holds, of a pull of a service that holds more.
+
+    Args:
+        features: `view:feature` of the narrower service; the impression's own columns stay.
+    Raises:
+        TrainingSetError: the pull lacks one of them.
+    """
+    wanted = {reference.split(":", 1)[1] for reference in features}
+    if missing := sorted(wanted - set(table.column_names)):
+        raise TrainingSetError(f"the training set lacks {missing}: pull a service that holds them")
+    reads_knowledge = any(columns.knowledge(space, columns.ROW) in wanted for space in columns.KNOWLEDGE)
+    wanted |= {f"{name}_row" for name in wanted if name.startswith("scene_") and reads_knowledge}
+    pulled = table.column_names[table.column_names.index(columns.DAYPART_KEY) + 1 :]
+    return table.drop_columns([name for name in pulled if name not in wanted])
 
 
 def impressions(workspace: Workspace, pull: Pull) -> pa.Table:

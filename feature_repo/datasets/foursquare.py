@@ -136,15 +136,14 @@ def sample_lists(weights: np.ndarray, chosen: np.ndarray, negatives: int, rng: n
     nearest = np.argsort(arrival, axis=1)[:, : count + 1]
     arrivals = np.take_along_axis(arrival, nearest, axis=1)
     border = arrivals[:, count:] if count < nearest.shape[1] else np.full((n, 1), np.inf)
-    drawn = nearest[:, :count]
-    probability = -np.expm1(-np.take_along_axis(rates, drawn, axis=1) * border)
-    kept = np.isfinite(arrivals[:, :count])
-    rows = np.broadcast_to(np.arange(n)[:, None], drawn.shape)[kept]
+    rows, rank = np.nonzero(np.isfinite(arrivals[:, :count]))
+    drawn = nearest[rows, rank]
+    probability = -np.expm1(-rates[rows, drawn] * border[rows, 0])
     return Sample(
         checkin=np.concatenate([np.arange(n), rows]),
-        venue=np.concatenate([chosen, drawn[kept]]),
+        venue=np.concatenate([chosen, drawn]),
         click=np.concatenate([np.ones(n, dtype=np.int8), np.zeros(len(rows), dtype=np.int8)]),
-        propensity=np.concatenate([np.ones(n), probability[kept]]),
+        propensity=np.concatenate([np.ones(n), probability]),
     )
 
 

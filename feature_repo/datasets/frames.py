@@ -43,17 +43,3 @@ def known_since(frame: pl.DataFrame, moment: datetime) -> pl.DataFrame:
 def day_start(moment: datetime) -> datetime:
     """The UTC midnight at or before a moment: where static tables of a log begin."""
     return moment.replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def part_of(times: pl.Expr, schema: Schema) -> pl.Expr:
-    """The part (`history`, `train`, `valid`, `test`) that each UTC time falls into."""
-    split = schema.split
-    return (
-        pl.when(times < split.train)
-        .then(pl.lit("history"))
-        .when(times < split.valid)
-        .then(pl.lit("train"))
-        .when(times < split.test)
-        .then(pl.lit("valid"))
-        .otherwise(pl.lit("test"))
-    )

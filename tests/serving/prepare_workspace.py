@@ -1,4 +1,7 @@
-"""Makes a small complete workspace: a city, applied and materialised, with vectors, two bundles and a training set.
+"""Makes a small complete workspace: a city, applied and materialised, with vectors, two bundles and an index.
+
+Beside them lies `offline.parquet`: what an offline pull says of some impressions at the very moment up to which the
+online store was materialised.
 
 Run as a program of its own, because Feast definitions read the workspace once in a process. Vectors are random and
 rankers untrained: what is tested is how answers are made, not whether they please.
@@ -8,26 +11,34 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from feature_repo import aggregates, columns, scenes
 from feature_repo.datasets.city import CityConfig, build
+from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.store import apply
 from feature_repo.workspace import Workspace, activate
 from trainers import bundle as bundles
-from trainers import recipes, training_set
+from trainers import index, recipes, training_set
 from trainers.bundle import Bundle, Manifest
 from trainers.encoding import Encoding
 from trainers.knowledge import load_matrix
 from trainers.language.texts import collect
+from trainers.loop import FitConfig
+from trainers.retrieval import RetrievalConfig, RetrievalData
+from trainers.retrieval import build as build_index
 
 CITY = CityConfig(users=40, pois=60, days=21, requests_per_user_day=0.5, candidates=8)
 WIDTH = 8
+ROWS = 100
 
 
 def main(root: Path) -> None:
@@ -41,8 +52,9 @@ def main(root: Path) -> None:
     split = dataset.schema.split
     start = dataset.tables["users"][columns.EVENT_TIMESTAMP][0].as_py()
     store.materialize(start_date=start.replace(year=start.year - 1), end_date=split.test)
-    for recipe in (recipes.larr("tiny"), recipes.ple("tiny")):
-        write_bundle(workspace, store, recipe)
+    services = [write_bundle(workspace, store, recipe) for recipe in (recipes.larr("tiny"), recipes.ple("tiny"))]
+    write_index(workspace, services[0])
+    write_offline(workspace, store, services[0])
 
 
 def write_knowledge(workspace: Workspace, space: str) -> None:
@@ -58,15 +70,44 @@ def write_knowledge(workspace: Workspace, space: str) -> None:
     pq.write_table(table, workspace.knowledge / f"{space}.parquet")
 
 
-def write_bundle(workspace: Workspace, store: object, recipe: recipes.Recipe) -> None:
+def write_offline(workspace: Workspace, store: Any, service: str) -> None:
+    """The last impressions of the log as of the test part's beginning; every tenth of an unknown user or POI."""
+    spine = pq.read_table(workspace.source("impressions"))
+    spine = spine.slice(len(spine) - ROWS)
+    unknown = pa.array(np.arange(ROWS) % 10 == 3)
+    for name, mask in ((columns.USER_ID, unknown), (columns.POI_ID, pa.array(np.arange(ROWS) % 10 == 7))):
+        changed = pc.if_else(mask, "nobody", spine[name])
+        spine = spine.set_column(spine.column_names.index(name), name, changed)
+    moment = pa.array([Schema.load(workspace.schema).split.test] * ROWS, TIME)
+    spine = spine.set_column(spine.column_names.index(columns.EVENT_TIMESTAMP), columns.EVENT_TIMESTAMP, moment)
+    pq.write_table(training_set.join(workspace, store, service, spine), workspace.root / "offline.parquet")
+
+
+def write_index(workspace: Workspace, service: str) -> None:
+    schema = Schema.load(workspace.schema)
+    folder = next(workspace.training.glob(f"{service}-*"))
+    split = schema.split
+    edges = {
+        "train": (CITY.at_day(0), split.valid),
+        "valid": (split.valid, split.test),
+        "test": (split.test, split.end),
+    }
+    parts = {part: training_set.read(folder, *between) for part, between in edges.items()}
+    data = RetrievalData(schema=schema, **parts, pois=pq.read_table(workspace.source("pois")))
+    config = RetrievalConfig(fit=FitConfig(epochs=1, batch_size=256, warmup_steps=1, watch="log_likelihood"))
+    index.save(build_index(data, config, seed=1), workspace.index)
+
+
+def write_bundle(workspace: Workspace, store: Any, recipe: recipes.Recipe) -> str:
+    """A bundle of an untrained ranker; returns the name of its service."""
     from feature_repo import services
 
     service = {"larr": services.larr, "ple": services.ple}[recipe.name]
     schema = services.sources.SCHEMA
     split = schema.split
-    pull = training_set.Pull(service=service.name, start=CITY.at_day(0), end=split.end)
-    folder = training_set.backfill(workspace, store, pull)
-    encoding = Encoding.fit(training_set.read(folder, CITY.at_day(0), split.valid), schema)
+    pull = training_set.Pull(service=services.larr.name, start=CITY.at_day(0), end=split.end)  # the widest
+    table = training_set.read(training_set.backfill(workspace, store, pull), CITY.at_day(0), split.valid)
+    encoding = Encoding.fit(training_set.narrow(table, services.feature_references(service)), schema)
     if recipe.name == "larr":
         features = replace(recipe.model.features, text_spaces=encoding.text_spaces)
         recipe = replace(recipe, model=replace(recipe.model, features=features))
@@ -88,6 +129,7 @@ def write_bundle(workspace: Workspace, store: object, recipe: recipes.Recipe) ->
     )
     ranker = bundles.build_ranker(recipe.model, encoding, matrices)
     Bundle.of(manifest, encoding, schema, ranker, matrices).save(workspace.bundles / recipe.name)
+    return service.name
 
 
 if __name__ == "__main__":

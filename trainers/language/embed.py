@@ -28,7 +28,7 @@ from trainers.knowledge import MODEL
 from trainers.language.encoder import EncoderConfig, Progress, TextEncoder
 from trainers.language.texts import collect
 
-CHECKPOINT_TEXTS = 512
+CHECKPOINT_TEXTS = 256
 # When a withdrawn text becomes available: after every impression, and inside every library's range of times.
 NEVER_US = 7_258_118_400_000_000  # 2200-01-01
 
@@ -186,8 +186,9 @@ class _Archive:
         known: dict[str, np.ndarray] = {}
         for file in [*sorted(self._checkpoints.glob("*.parquet")), *([self.path] if self.path.is_file() else [])]:
             table = pq.read_table(file, columns=[text, vector])
-            flat = pa.chunked_array([c.flatten() for c in table[vector].chunks], pa.float32()).to_numpy()
-            known |= dict(zip(table[text].to_pylist(), flat.reshape(table.num_rows, -1), strict=True))
+            chunks = (c for c in table[vector].chunks if len(c))
+            vectors = (v for c in chunks for v in c.flatten().to_numpy().reshape(len(c), -1))
+            known |= dict(zip(table[text].to_pylist(), vectors, strict=True))
         return known
 
     def records(self) -> list[Record]:

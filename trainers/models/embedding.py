@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.batch import Batch
+from trainers.models.mlp import Dropout
 
 SPARSE_ABOVE_ROWS = (
     200_000  # a larger table gets sparse gradients: a dense optimiser would touch every row at each step
@@ -177,7 +178,7 @@ class FeatureEmbedding(nn.Module):
         self.user_side = nn.Linear(user_width, config.product_width, bias=False)
         self.recent_side = nn.Linear(config.width, config.product_width, bias=False)
         self.poi_side = nn.Linear(poi_width + text_width, config.product_width, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.product_width = config.product_width
         self.width = user_width + poi_width + text_width + sizes.numbers + config.width + 2 * config.product_width
 

@@ -1,5 +1,6 @@
 """Several multi-layer perceptrons of one shape, computed as one: every layer is a single batched matrix product.
 
+And a dropout that is cheap on a CPU.
 Letters: G perceptrons (experts, towers), B rows, I and O widths.
 """
 
@@ -29,6 +30,26 @@ class GroupedLinear(nn.Module):
         return (rows @ weight_IH).view(-1, groups, outputs).transpose(0, 1) + self.bias_G1O
 
 
+class Dropout(nn.Module):
+    """Dropout with a mask of random bytes, eight from one draw: on a CPU drawing the mask costs as much as the layers.
+
+    The rate is rounded to 1 / 256. Raises ValueError for a rate outside 0 .. 1.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"a dropout rate lies in 0 .. 1 (exclusive), got {rate}")
+        self.kept = max(1, round((1.0 - rate) * 256))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if not self.training or self.kept == 256:
+            return rows
+        words = torch.empty((rows.numel() + 7) // 8, dtype=torch.int64, device=rows.device).random_(-(2**63), None)
+        keep = words.view(torch.uint8)[: rows.numel()].view(rows.shape) < self.kept
+        return rows * (keep * (256.0 / self.kept))
+
+
 class GroupedMLP(nn.Module):
     """G perceptrons with ReLU after every layer; reads (G, B, I) or, shared by all, (B, I)."""
 
@@ -36,7 +57,7 @@ class GroupedMLP(nn.Module):
         super().__init__()
         sizes = [inputs, *widths]
         self.layers = nn.ModuleList(GroupedLinear(groups, i, o) for i, o in zip(sizes, widths, strict=False))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.width = sizes[-1]
 
     def forward(self, rows: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.models.embedding import FrozenVectors, FusedEmbedding
+from trainers.models.mlp import Dropout
 
 
 class SceneEncoder(nn.Module):
@@ -132,7 +133,7 @@ class TransformerLayer(nn.Module):
         self.feed = nn.Sequential(
             nn.Linear(width, config.feed_forward), nn.GELU(), nn.Linear(config.feed_forward, width)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, query_UQW: Tensor, token_USW: Tensor) -> Tensor:
         query = self._split(self.query(self.norm_in(query_UQW)))

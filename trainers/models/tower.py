@@ -8,7 +8,7 @@ cosines and sines of the position at several wavelengths, so that the inner prod
 the displacement between user and POI. The query tower weighs each wavelength: it decides how much nearness counts now.
 
 Training: softmax over the POIs of the batch with log-q correction (Yi et al. 2019, "Sampling-bias-corrected neural
-modeling for large corpus item recommendations", section 3).
+modeling for large corpus item recommendations").
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TowerConfig:
     hidden: int = 128
     taste: int = 64
     temperature: float = 0.1
-    unknown_rate: float = 0.1
+    unknown_rate: float = 0.3
     text: int = 32
 
 
@@ -176,11 +176,13 @@ class TwoTower(nn.Module):
 def sampled_softmax(
     query_BE: Tensor, poi_BE: Tensor, poi_id_B: Tensor, log_q_B: Tensor, temperature: Tensor | float
 ) -> Tensor:
-    """Cross-entropy of each query's own POI among the POIs of the batch.
+    """Cross-entropy of each query's own POI among all POIs, estimated from the POIs of the batch.
 
-    A POI is in the batch as often as it is clicked, so popular ones are negatives more often; subtracting log q from
-    their logits undoes that (Yi et al. 2019, equation 5). A column with the same POI as the row's own is an accidental
-    hit, not a negative: it is left out.
+    The softmax over all POIs has the denominator e^s_own + sum of e^s over the others. A POI other than one's own is in
+    the batch (B - 1) q times on average, so its e^s counts divided by that: log q, and log (B - 1), come off its logit
+    (Yi et al. 2019, equation 5). One's own is there once, for certain, and is not corrected (Khrylchenko et al. 2025,
+    "Correcting the LogQ Correction"); further copies of it are accidental hits and are left out. That makes the
+    denominator unbiased, which matters where the pool is so small that a batch holds a popular POI many times.
 
     Args:
         query_BE, poi_BE: vectors of B clicks, row i of one belongs to row i of the other.
@@ -188,8 +190,9 @@ def sampled_softmax(
         log_q_B: log of the probability that a random click is on this POI.
         temperature: divides the inner products; > 0.
     """
-    logits_BB = query_BE @ poi_BE.T / temperature - log_q_B
-    same_BB = poi_id_B[:, None] == poi_id_B[None, :]
-    own_BB = torch.eye(len(poi_id_B), dtype=torch.bool, device=poi_id_B.device)
-    logits_BB = logits_BB.masked_fill(same_BB & ~own_BB, -torch.inf)
-    return F.cross_entropy(logits_BB, torch.arange(len(poi_id_B), device=poi_id_B.device))
+    rows = len(poi_id_B)
+    own_BB = torch.eye(rows, dtype=torch.bool, device=poi_id_B.device)
+    copy_BB = (poi_id_B[:, None] == poi_id_B[None, :]) & ~own_BB
+    logits_BB = query_BE @ poi_BE.T / temperature
+    corrected_BB = (logits_BB - log_q_B - math.log(max(rows - 1, 1))).masked_fill(copy_BB, -torch.inf)
+    return F.cross_entropy(torch.where(own_BB, logits_BB, corrected_BB), torch.arange(rows, device=poi_id_B.device))

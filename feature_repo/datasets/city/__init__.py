@@ -15,13 +15,16 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from feature_repo import columns, hours
-from feature_repo.datasets.city import simulate, texts, variants, venues, world
+from feature_repo.datasets.city import moments, simulate, texts, variants, venues, world
 from feature_repo.datasets.city.simulate import Plan, Progress, Sample
 from feature_repo.datasets.city.variants import Variant
 from feature_repo.datasets.city.venues import Venues
 from feature_repo.datasets.schema import TIME, Dataset, RequestField, Schema, Split
+
+__all__ = ["SIZES", "CityConfig", "Plan", "Variant", "build", "prepare"]
 
 USER_ATTRIBUTES = ("age_band", "household", "role", "home_district", "diet", "price_taste")
 POI_ATTRIBUTES = ("price_level", "street")
@@ -134,29 +137,32 @@ def _impressions(plan: Plan, sample: Sample) -> tuple[pa.Table, pa.Table]:
     log, requests = sample.log, sample.requests
     order = np.lexsort((log.position, requests.user[log.request], requests.time_us[log.request]))
     request = log.request[order]
-    at = requests.take(request)
     number = np.cumsum(np.r_[True, request[1:] != request[:-1]]) - 1
+
+    def of_request(values: np.ndarray) -> pa.Array:
+        return pa.array(values).take(request)
+
     row_id = pa.array(np.arange(len(order), dtype=np.int64))
     data = {
         columns.ROW_ID: row_id,
         columns.REQUEST_ID: _numbered("r", number),
-        columns.EVENT_TIMESTAMP: pa.array(at.time_us).cast(TIME),
+        columns.EVENT_TIMESTAMP: of_request(requests.time_us).cast(TIME),
         columns.OUTCOME_TIMESTAMP: pa.array(log.outcome_us[order]).cast(TIME),
-        columns.USER_ID: _numbered("u", at.user),
-        columns.POI_ID: pa.array(plan.venues.ids[log.venue[order]]),
-        columns.SCENARIO_ID: pa.array(at.scenario),
+        columns.USER_ID: _numbered("u", requests.user[request]),
+        columns.POI_ID: pa.array(plan.venues.ids).take(log.venue[order]),
+        columns.SCENARIO_ID: of_request(requests.scenario),
         columns.CLICK: pa.array(log.click[order].astype(np.int8)),
         columns.ORDER: pa.array(log.order[order].astype(np.int8)),
         columns.POSITION: pa.array(log.position[order].astype(np.int32)),
         columns.PROPENSITY: pa.array(log.propensity[order]),
-        columns.LATITUDE: pa.array(at.latitude),
-        columns.LONGITUDE: pa.array(at.longitude),
-        "weather": pa.array(at.weather),
-        "temperature": pa.array(at.temperature),
-        "place_kind": pa.array(at.place_kind),
-        "company": pa.array(at.company),
-        "landmark": pa.array(at.landmark),
-        "occasion": pa.array(at.occasion, mask=at.occasion == ""),
+        columns.LATITUDE: of_request(requests.latitude),
+        columns.LONGITUDE: of_request(requests.longitude),
+        "weather": of_request(requests.weather),
+        "temperature": of_request(requests.temperature),
+        "place_kind": of_request(requests.place_kind),
+        "company": of_request(requests.company),
+        "landmark": pa.array(moments.landmark_names()).take(requests.landmark[request]),
+        "occasion": pa.array([*moments.occasion_names(), None]).take(requests.occasion[request]),
     }
     truth = {columns.ROW_ID: row_id, "p_click": log.p_click[order], "p_order": log.p_order[order]}
     return pa.table(data), pa.table(truth)
@@ -219,4 +225,4 @@ def _clock(config: CityConfig, day: np.ndarray) -> dict[str, pa.Array]:
 
 def _numbered(prefix: str, numbers: np.ndarray) -> pa.Array:
     """`u7`, `u12`: ids that sort by nothing and mean nothing."""
-    return pa.array(np.char.add(prefix, numbers.astype(np.str_)))
+    return pc.binary_join_element_wise(prefix, pa.array(numbers).cast(pa.string()), "")

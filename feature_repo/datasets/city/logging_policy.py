@@ -53,8 +53,12 @@ def show(city: City, requests: Requests, opening_day: np.ndarray, size: int, rng
         ValueError: a slice has fewer open places than `size`.
     """
     table = slices(len(city.venues))
-    pool = table[rng.integers(len(table), size=len(requests))]
-    logits = policy_logits(city, requests, pool, opening_day)
+    drawn = rng.integers(len(table), size=len(requests))
+    pool = table[drawn]
+    logits = np.empty(pool.shape)
+    for number in np.unique(drawn):
+        rows = np.flatnonzero(drawn == number)
+        logits[rows] = policy_logits(city, requests.take(rows), table[number], opening_day)
     available = np.isfinite(logits).sum(axis=1)
     if len(requests) and int(available.min()) < size:
         raise ValueError(
@@ -65,7 +69,10 @@ def show(city: City, requests: Requests, opening_day: np.ndarray, size: int, rng
 
 
 def policy_logits(city: City, requests: Requests, pool: np.ndarray, opening_day: np.ndarray) -> np.ndarray:
-    """(n, pool): popularity, distance, being open, being new, the scenario's theme and (in search) the user's taste."""
+    """(n, pool) for the (pool,) venues of one slice; minus infinity where there is nothing to show.
+
+    Popularity, distance, being open, being new, the scenario's theme and (in search) the user's taste.
+    """
     venues = city.venues
     number = {name: i for i, name in enumerate(world.SCENARIOS)}
     rules = list(world.SCENARIOS.values())
@@ -73,17 +80,13 @@ def policy_logits(city: City, requests: Requests, pool: np.ndarray, opening_day:
     weights = np.array([[r.show_distance, r.show_taste, r.show_theme] for r in rules])[which]
     toward = weights[:, 1:2] * W.taste * city.people.taste[requests.user]
     toward += weights[:, 2:3] * W.theme * behaviour.theme_vectors(city.tables, requests)
-    if len(pool) and (pool == pool[0]).all():
-        match = toward @ venues.concepts[pool[0]].T
-    else:
-        match = np.einsum("nc,nkc->nk", toward, venues.concepts[pool])
     age = requests.day[:, None] - opening_day[pool]
     logits = (
         W.show_popularity * venues.popularity[pool]
         + W.show_distance * weights[:, :1] * behaviour.distance_km(requests, venues, pool)
         + W.show_open * venues.open[pool, requests.hour[:, None]]
         + W.show_fresh * ((age < FRESH_DAYS) & (opening_day[pool] > 0))
-        + match
+        + toward @ venues.concepts[pool].T
     )
     return np.where((age >= 0) & (pool >= 0), logits, CLOSED_TO_ALL)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -13,14 +12,17 @@ from feature_repo.datasets.city import world
 from feature_repo.datasets.city.people import People
 
 GAP_US = 30 * 60 * 1_000_000  # requests of one user are at least half an hour apart: what they caused is known by then
+SNOW_MELTS = 3.0  # degrees Celsius
 NEAR_KM = 0.35  # a local event counts for people this near
 
 
 @dataclass(frozen=True, kw_only=True)
 class Requests:
-    """n requests, sorted by user, then time. Words are numpy strings; an empty occasion means none.
+    """n requests, sorted by user, then time. Words are numpy strings.
 
     Attributes:
+        landmark, occasion: positions in `landmark_names` and `occasion_names`, one past the end where there is none.
+        occasion_theme: |-joined, empty where there is none.
         user: index into the people; turn: 0, 1, ... within the user.
         time_us: UTC; hour: local hour of the week 0..167; day: days since the start, local.
     """
@@ -68,10 +70,10 @@ def draw(people: People, start: date, days: int, rng: np.random.Generator) -> Re
     day = ((local - pd.Timestamp(start)) // pd.Timedelta(days=1)).to_numpy()
     hour = (local.dayofweek * 24 + local.hour).to_numpy()
     place_kind, at = _places(people, user, hour, rng)
-    landmark, landmark_kind = _nearest_landmark(at)
+    landmark = _nearest_landmark(at)
     weather, temperature = weather_by_hour(start, days)
     company = _company(people, user, place_kind, hour, rng)
-    occasion, theme = _occasions(start, day, at)
+    occasion = _occasions(start, day, at)
     first = np.r_[True, user[1:] != user[:-1]]
     turn = np.arange(len(user)) - np.maximum.accumulate(np.where(first, np.arange(len(user)), 0))
     return Requests(
@@ -87,9 +89,9 @@ def draw(people: People, start: date, days: int, rng: np.random.Generator) -> Re
         place_kind=place_kind,
         company=company,
         landmark=landmark,
-        landmark_kind=landmark_kind,
+        landmark_kind=np.array([row["kind"] for row in world.rows("landmarks.csv")])[landmark],
         occasion=occasion,
-        occasion_theme=theme,
+        occasion_theme=np.array([*(row["themes"] for row in world.rows("tables/occasions.csv")), ""])[occasion],
         scenario=_scenario(place_kind, company, hour, rng),
     )
 
@@ -99,7 +101,7 @@ def weather_by_hour(start: date, days: int) -> tuple[np.ndarray, np.ndarray]:
 
     Temperature follows a cosine between the day's minimum at 03:00 and its maximum at 15:00. A wet day is wet in some
     of its eight three-hour blocks (more of them with more precipitation) and overcast, or windy, in the others; drizzle
-    and fog last until noon.
+    and fog last until noon. Snow falls as rain above SNOW_MELTS.
     """
     table = world.rows("weather.csv")
     first = [row["date"] for row in table].index(start.isoformat())
@@ -110,6 +112,7 @@ def weather_by_hour(start: date, days: int) -> tuple[np.ndarray, np.ndarray]:
         low, high = float(row["temp_min"]), float(row["temp_max"])
         degrees[day] = np.round((low + high) / 2 + (high - low) / 2 * swing, 1)
         words[day] = _words_of_day(row, first + day)
+    words[(words == "snow") & (degrees > SNOW_MELTS)] = "rain"
     return words, degrees
 
 
@@ -184,24 +187,26 @@ def _places(
     return kind, np.round(at + rng.standard_normal(at.shape) * (0.0003, 0.0006), 6)
 
 
-@cache
-def _landmark_table() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(m, 2) coordinates in units of latitude, full names, kinds."""
+def landmark_names() -> list[str]:
+    """`Esplanadinpuisto park`: the name, with the kind behind it where the name does not say it itself."""
     rows = world.rows("landmarks.csv")
-    at = np.array([[float(r["latitude"]), float(r["longitude"]) / 2] for r in rows])
-    names = [r["name"] if r["kind"] in r["name"].lower() else f"{r['name']} {r['kind']}" for r in rows]
-    return at, np.array(names), np.array([r["kind"] for r in rows])
+    return [r["name"] if r["kind"] in r["name"].lower() else f"{r['name']} {r['kind']}" for r in rows]
 
 
-def _nearest_landmark(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Name and kind of the nearest landmark (flat earth: a degree of longitude is half one of latitude here)."""
-    table, names, kinds = _landmark_table()
+def occasion_names() -> list[str]:
+    """The names of the calendar's rows; a name that comes back has several rows."""
+    return [row["name"] for row in world.rows("tables/occasions.csv")]
+
+
+def _nearest_landmark(at: np.ndarray) -> np.ndarray:
+    """Row of the nearest landmark (flat earth: a degree of longitude is half one of latitude here)."""
+    table = np.array([[float(r["latitude"]), float(r["longitude"]) / 2] for r in world.rows("landmarks.csv")])
     here = at * (1.0, 0.5)
     nearest = np.empty(len(at), dtype=np.int64)
     for first in range(0, len(at), 8192):
         part = here[first : first + 8192]
         nearest[first : first + 8192] = ((part[:, None, :] - table[None]) ** 2).sum(axis=2).argmin(axis=1)
-    return names[nearest], kinds[nearest]
+    return nearest
 
 
 def _company(
@@ -228,19 +233,19 @@ def _company(
     return np.array(("alone", "with a partner", "with friends", "with children", "with colleagues"))[which]
 
 
-def _occasions(start: date, day: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Name and themes (joined by |) of the day's occasion: a local event nearby, else a holiday of the whole city."""
+def _occasions(start: date, day: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Row of the day's occasion: a local event nearby, else a holiday of the whole city, else one past the end."""
     landmarks = {r["name"]: (float(r["latitude"]), float(r["longitude"])) for r in world.rows("landmarks.csv")}
-    name = np.full(len(day), "", dtype="U48")
-    theme = np.full(len(day), "", dtype="U32")
-    for row in sorted(world.rows("tables/occasions.csv"), key=lambda r: bool(r["near"])):
+    calendar = world.rows("tables/occasions.csv")
+    occasion = np.full(len(day), len(calendar))
+    for number, row in sorted(enumerate(calendar), key=lambda item: bool(item[1]["near"])):
         first, last = ((date.fromisoformat(row[k]) - start).days for k in ("first", "last"))
         here = (day >= first) & (day <= last)
         if row["near"]:
             offset = (at - np.array(landmarks[row["near"]])) * (111.195, 55.3)
             here &= (offset**2).sum(axis=1) < NEAR_KM**2
-        name[here], theme[here] = row["name"], row["themes"]
-    return name, theme
+        occasion[here] = number
+    return occasion
 
 
 def _scenario(place_kind: np.ndarray, company: np.ndarray, hour: np.ndarray, rng: np.random.Generator) -> np.ndarray:

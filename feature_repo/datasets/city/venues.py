@@ -69,9 +69,6 @@ class Venues:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, index: np.ndarray) -> Venues:
-        return Venues(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Menus:

@@ -16,10 +16,23 @@ from feature_repo.datasets import foursquare
 from feature_repo.datasets.places import request_places
 from feature_repo.datasets.schema import Dataset
 
-HEADER = (
-    "user_id,venue_id,name,category_path,tsmc_category,locality,latitude,longitude,local_time,multiplicity,"
-    "precipitation,temp_max,temp_min,wind,weather"
-).split(",")
+HEADER = [
+    "user_id",
+    "venue_id",
+    "name",
+    "category_path",
+    "tsmc_category",
+    "locality",
+    "latitude",
+    "longitude",
+    "local_time",
+    "multiplicity",
+    "precipitation",
+    "temp_max",
+    "temp_min",
+    "wind",
+    "weather",
+]
 KINDS = ["Dining > Cafe > Coffee Shop", "Dining > Bar", "Dining > Restaurant > Thai Restaurant"]
 
 

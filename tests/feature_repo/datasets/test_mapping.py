@@ -85,7 +85,7 @@ REFUSALS = {
     "clashing name": ("lunches.yaml", "name: rainfall", "name: position", ["impressions", "position", "rename"]),
     "no time": ("lunches.csv", "2024-03-02 12:05:00", "yesterday", ["lunches.csv", "'shown_at'", "row 4", "yesterday"]),
     "empty time": ("lunches.csv", "2024-03-02 12:05:00", "", ["lunches.csv", "'shown_at'", "data row 4", "empty"]),
-    "future": ("lunches.csv", "2024-03-04 12", "2034-03-04 12", ["lunches.csv", "'shown_at'", "row 7", "2034", "future"]),
+    "future": ("lunches.csv", "2024-03-04 12", "2034-03-04 12", ["lunches.csv", "shown_at", "row 7", "2034", "future"]),
     "after the end": ("lunches.csv", "2024-03-05", "2024-03-07", ["'shown_at'", "data row 8", "2024-03-07", "end"]),
     "negative duration": ("lunches.csv", ",25", ",-25", ["lunches.csv", "'seconds'", "data row 3", "-25", "negative"]),
     "label": ("lunches.csv", "0,5,yes", "0,five,yes", ["lunches.csv", "'stars'", "data row 1", "'five'"]),
@@ -130,6 +130,11 @@ def test_bands_come_from_history_alone(example: Path) -> None:
     """History has rain 4, 4 and 0: its median is 4, whatever the later rows say."""
     edit(example, "borders: [0.1, 5]", "bands: 2")
     assert frame(load(example), "impressions")["rainfall"].unique().sort().to_list() == ["4 or more", "below 4"]
+
+
+def test_missing_numbers_have_no_band(example: Path, tmp_path: Path) -> None:
+    edit(tmp_path / "lunches.csv", "rain,4.0", "rain,")
+    assert frame(load(example), "impressions")["rainfall"].to_list()[:3] == [None, "0.1 to 5", "below 0.1"]
 
 
 def test_numeric_field_feeds_a_declared_feature(example: Path) -> None:
@@ -181,7 +186,8 @@ def test_table_of_an_installed_package(tmp_path: Path) -> None:
     file = tmp_path / "rides.yaml"
     file.write_text(
         "log: rides.parquet\ntimezone: America/New_York\n"
-        "columns: {user: customer_id, poi: driver_id, time: event_timestamp, click: order_is_success, request: order_id}\n"
+        "columns: {user: customer_id, poi: driver_id, time: event_timestamp, click: order_is_success,\n"
+        "  request: order_id}\n"
     )
     dataset = load(file)
     dataset.write(tmp_path / "sources")

@@ -56,7 +56,7 @@ def test_planted_rows(folder: Path, tmp_path: Path) -> None:
     assert rows["order"].sum() == 0
     assert rows["scenario_id"].to_list() == ["ages_from_35", "ages_up_to_24", "ages_up_to_24", "ages_25_to_34"]
     assert rows["request_id"].n_unique() == 3
-    assert rows["event_timestamp"][0] == datetime(2000, 12, 31, 22, 40, tzinfo=UTC)
+    assert rows["event_timestamp"][0] == datetime(2000, 12, 31, 22, tzinfo=UTC)
     films = frame(dataset, "pois")
     assert films["category"].to_list() == ["Animation", "Action", "Drama"]
     assert films["specialty"][0] == "Animation, Children's, Comedy"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from feature_repo.datasets.schema import DataError
 NEW_YORK = "America/New_York"
 
 
-def table(**values: list[object]) -> RawTable:
+def table(**values: Sequence[object]) -> RawTable:
     return RawTable(file=Path("t.csv"), frame=pl.DataFrame(values))
 
 

@@ -93,7 +93,7 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, dict[str, Column]]], None], str]] 
     "surplus column": (lambda raw: raw["users"].update(mood=["a", "b"]), r"unknown columns \['mood'\]"),
     "null": (set_to("impressions", "user_id", 1, None), r"impressions\.user_id, row 1: None is empty"),
     "no number": (lambda raw: raw["impressions"].update(click=["yes", "no"]), r"impressions\.click: cannot be read"),
-    "no cast": (lambda raw: raw["impressions"].update(latitude=[[1.0], [2.0]]), r"impressions\.latitude: cannot be read"),
+    "no cast": (lambda raw: raw["impressions"].update(latitude=[[1], [2]]), r"impressions\.latitude: cannot be read"),
     "half a click": (lambda raw: raw["impressions"].update(click=[1.0, 0.5]), r"impressions\.click: cannot be read"),
     "row twice": (set_to("impressions", "row_id", 1, 0), r"impressions\.row_id, row 0: 0 stands twice.*2 such rows"),
     "user twice": (set_to("users", "user_id", 1, "u"), r"users\.user_id, row 0: 'u' stands twice"),

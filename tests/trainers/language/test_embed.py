@@ -138,6 +138,14 @@ def test_another_version_starts_at_row_one_and_the_way_back_is_free(town: Worksp
     assert file_of(town, "poi_text").read_bytes() == first
 
 
+def test_a_space_without_texts_is_an_empty_file(town: Workspace, tiny: EncoderConfig) -> None:
+    path = town.source("users")
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    for _ in range(2):
+        assert embed(town, tiny, spaces=["user_text"]).spaces[0].texts == 0
+    assert pq.read_table(file_of(town, "user_text")).num_rows == 0
+
+
 class BrokenOff(RuntimeError):
     pass
 

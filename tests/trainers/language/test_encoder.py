@@ -65,6 +65,21 @@ def test_batch_composition_does_not_change_a_vector(tiny: EncoderConfig) -> None
     assert max(map(cosine_distance, half, half_alone)) < 1e-2
 
 
+def test_a_sentence_encoder_never_attends_to_padding(tiny: EncoderConfig, tmp_path: Path) -> None:
+    """Attention in both directions sees padding unless it is masked; a causal model would not notice."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    AutoTokenizer.from_pretrained(tiny.model).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    sizes = BertConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    BertModel(sizes).save_pretrained(tmp_path)
+    config = dataclasses.replace(tiny, model=str(tmp_path), pooling="mean", templates={"poi_text": "{text}"})
+    together = TextEncoder(config).encode(TEXTS, "poi_text")
+    alone = TextEncoder(dataclasses.replace(config, max_tokens=1)).encode(TEXTS, "poi_text")
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
 def test_a_text_that_ends_in_the_padding_token_keeps_it(tiny: EncoderConfig) -> None:
     bare = dataclasses.replace(tiny, templates={"poi_text": "{text}"})
     texts = ["Fish<end>", "Warm soup and bread near the station"]

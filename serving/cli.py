@@ -1,0 +1,366 @@
+"""`scenerank`: every verb of the loop, one a stage; imports stand inside the verbs, so that each loads what it needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded; spinning threads starve each other
+
+import typer
+
+from feature_repo.datasets.choose import DatasetName, Options, choose
+from feature_repo.store import EMBEDDED
+from feature_repo.workspace import DEFAULT, ENVIRONMENT_VARIABLE, Workspace, activate
+
+app = typer.Typer(
+    help="Ranks places for people, in the moment. The verbs below are the stages of one loop; `run` does them all.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", "-w", help=f"Folder of one dataset's files [{ENVIRONMENT_VARIABLE}].")
+]
+MODELS = ("ple", "ple_scene_ids", "larr")
+ModelOption = Annotated[str, typer.Option(help="ple, ple_scene_ids or larr.")]
+SizeOption = Annotated[str, typer.Option(help="Of the city: small or default.")]
+UsersOption = Annotated[int | None, typer.Option(help="Users of the city; of KuaiRand: how many to keep.")]
+LanguageModelOption = Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a Hugging Face id.")]
+AddressOption = Annotated[str, typer.Option(help="Of a running server.")]
+UserOption = Annotated[str | None, typer.Option(help="User id.")]
+ScenarioOption = Annotated[str | None, typer.Option(help="Scenario id.")]
+SceneOption = Annotated[list[str] | None, typer.Option(help="name=value, such as weather=rain; may be repeated.")]
+LimitOption = Annotated[int, typer.Option(help="Rows to show.")]
+FromOption = Annotated[Path | None, typer.Option("--from", help="Raw file or folder; a mapping file for `mapping`.")]
+
+
+def workspace_of(path: Path | None) -> Workspace:
+    """The workspace that a verb works in: the option, the environment, or the city's."""
+    return activate(path or Path(os.environ.get(ENVIRONMENT_VARIABLE, DEFAULT)))
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """A user's mistake ends a verb with its message; anything else keeps its trace."""
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="feast")  # on-demand views are marked new
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # Feast's own calls into ibis
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def run(
+    dataset: DatasetName,
+    size: SizeOption = "default",
+    users: UsersOption = None,
+    seed: Annotated[int, typer.Option(help="Draws the sample and the initial weights.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Run this many seeds and show mean and spread.")] = 1,
+    source: FromOption = None,
+    workspace: WorkspaceOption = None,
+    models: Annotated[str, typer.Option(help="Comma-separated; the last one is served.")] = ",".join(MODELS),
+    language_model: LanguageModelOption = "smollm2",
+) -> None:
+    """The whole loop: raw log, features, training set, rankers, index, a served ranking and the test metrics."""
+    from serving import demo, screen
+
+    names = tuple(models.split(","))
+    base = workspace or DEFAULT.parent / (dataset.value if size == "default" else f"{dataset.value}-{size}")
+    with explained():
+        roots = {at: base if at == 0 else base.with_name(f"{base.name}-seed{at}") for at in range(seed, seed + seeds)}
+        if seeds > 1:
+            # Feast's definitions belong to one workspace a process, so every seed gets a process of its own.
+            same = ["run", dataset.value, "--size", size, "--models", models, "--language-model", language_model]
+            same += ["--users", str(users)] if users is not None else []
+            same += ["--from", str(source)] if source is not None else []
+            for at, root in roots.items():
+                screen.console.rule(f"seed {at}")
+                one = [*same, "--seed", str(at), "--workspace", str(root)]
+                subprocess.run([sys.executable, "-m", "serving.cli", *one], check=True)
+        else:
+            target = activate(roots[seed])
+            choice = choose(dataset, Options(size=size, users=users, seed=seed, source=source))
+            demo.build(target, demo.Job(choice=choice, models=names, seed=seed, language_model=language_model))
+            demo.show(target, names[-1])
+        runs = [demo.run_of(Workspace(root), name, at) for at, root in roots.items() for name in names]
+        demo.print_metrics(runs, Workspace(roots[seed]), dataset.value)
+
+
+@app.command()
+def data(
+    dataset: DatasetName,
+    size: SizeOption = "default",
+    users: UsersOption = None,
+    days: Annotated[int | None, typer.Option(help="Days of the city's log.")] = None,
+    pois: Annotated[int | None, typer.Option(help="POIs of the city.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the sample.")] = 0,
+    source: FromOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Raw log -> source tables, and behaviour statistics as of every day."""
+    from serving import screen, stages
+
+    with explained(), screen.stage(f"source tables of {dataset.value}") as report:
+        options = Options(size=size, users=users, days=days, pois=pois, seed=seed, source=source)
+        stages.data(workspace_of(workspace or DEFAULT.parent / dataset.value), choose(dataset, options), report)
+
+
+@app.command()
+def model(language_model: LanguageModelOption = "smollm2") -> None:
+    """Prepare the language model: find it, check it, convert it once."""
+    from serving import screen
+    from trainers.language.encoder import EncoderConfig, model_folder
+
+    with explained(), screen.stage(f"language model {language_model}"):
+        folder = model_folder(EncoderConfig(model=language_model))
+    screen.console.print(str(folder))
+
+
+@app.command()
+def embed(language_model: LanguageModelOption = "smollm2", workspace: WorkspaceOption = None) -> None:
+    """Texts of POIs, users, scenarios and scene values -> vectors; texts embedded before are not again."""
+    from serving import screen, stages
+
+    with explained(), screen.stage("embed texts") as report:
+        stages.embed(workspace_of(workspace), language_model, report)
+
+
+@app.command()
+def apply(
+    profile: Annotated[
+        str, typer.Option(help="Which stores: embedded, or a file of feature_repo/profiles.")
+    ] = EMBEDDED,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Register the definitions with Feast; services of older bundles stay."""
+    from serving import screen, stages
+
+    with explained():
+        store = stages.apply(workspace_of(workspace), profile)
+        for service in sorted(store.list_feature_services(), key=lambda s: s.name):
+            screen.console.print(f"{service.name}: {len(service.feature_view_projections)} views")
+
+
+@app.command()
+def diff(workspace: WorkspaceOption = None) -> None:
+    """What `apply` would change, field by field. Exit status 1 where there is anything."""
+    from feature_repo import diff as differences
+    from feature_repo.store import open_store
+
+    with explained():
+        found = differences.changes(open_store(workspace_of(workspace)))
+    for change in found:
+        typer.echo(str(change))
+    raise typer.Exit(1 if found else 0)
+
+
+@app.command()
+def materialize(
+    to: Annotated[datetime | None, typer.Option(help="UTC; the end of the log by default.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Newest values of every view -> online store."""
+    from feature_repo.store import open_store
+    from serving import screen, stages
+
+    with explained(), screen.stage("materialise") as report:
+        target = workspace_of(workspace)
+        stages.materialize(target, open_store(target), _utc(to), report)
+
+
+@app.command()
+def backfill(
+    model: ModelOption = "larr",
+    start: Annotated[datetime | None, typer.Option("--from", help="UTC, inclusive; the first training row.")] = None,
+    end: Annotated[datetime | None, typer.Option("--to", help="UTC, exclusive; the end of the log.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="Only impressions of this scenario.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Pull a model's FeatureService for the impressions of a time range, each row as of its own moment, to Parquet."""
+    from feature_repo.datasets.schema import Schema
+    from feature_repo.store import open_store
+    from serving import screen, stages
+    from trainers import training_set
+
+    with explained(), screen.stage("point-in-time pull") as report:
+        target = workspace_of(workspace)
+        store, split = open_store(target), Schema.load(target.schema).split
+        pull = training_set.Pull(
+            service=stages.service_name(store, model),
+            start=_utc(start) or split.train,
+            end=_utc(end) or split.end,
+            scenario=scenario,
+        )
+        folder = training_set.backfill(target, store, pull, lambda done, total: report("rows", done, total))
+    screen.console.print(str(folder))
+
+
+@app.command()
+def train(
+    model: ModelOption = "larr",
+    recipe: Annotated[str, typer.Option(help="Size of the recipe: tiny, default or reference.")] = "default",
+    seed: Annotated[int, typer.Option(help="Of weights, order of rows and dropout.")] = 0,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """A training set -> a bundle, with its metrics on the test part."""
+    from feature_repo.store import open_store
+    from serving import demo, screen, stages
+
+    with explained():
+        target = workspace_of(workspace)
+        store = open_store(target)
+        with screen.stage("point-in-time pull") as report:
+            pulled = stages.training_set(target, store, report)
+        with screen.stage(f"train {model}") as report:
+            stages.train(target, store, pulled, stages.TrainOptions(model=model, size=recipe, seed=seed), report)
+        screen.console.print(screen.metrics_table([demo.run_of(target, model, seed)], "test part"))
+
+
+@app.command()
+def index(
+    seed: Annotated[int, typer.Option(help="Of the towers' weights.")] = 0, workspace: WorkspaceOption = None
+) -> None:
+    """A training set -> retrieval towers and a FAISS index of all POIs."""
+    from feature_repo.store import open_store
+    from serving import demo, screen, stages
+
+    with explained():
+        target = workspace_of(workspace)
+        with screen.stage("towers and index") as report:
+            pulled = stages.training_set(target, open_store(target), report)
+            stages.index(target, pulled, seed, report)
+        screen.console.print(screen.retrieval_table(demo.index_metrics(target)))
+
+
+@app.command()
+def serve(
+    model: ModelOption = "larr",
+    address: Annotated[str, typer.Option(help="Host and port; port 0: any free one.")] = "127.0.0.1:50051",
+    certificate: Annotated[Path | None, typer.Option(help="PEM; with --key, TLS. Needed beyond this machine.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM of the certificate's private key.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Callers must send this file's token.")] = None,
+    workers: Annotated[int, typer.Option(help="Requests answered at the same time.")] = 4,
+    metrics_port: Annotated[int | None, typer.Option(help="Prometheus metrics on 127.0.0.1.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Answer Rank and Recommend over gRPC until SIGTERM."""
+    import logging
+
+    from serving import auth, server
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with explained():
+        target = workspace_of(workspace)
+        options = server.ServerOptions(
+            address=address,
+            workers=workers,
+            tls=auth.Tls(certificate=certificate, key=key) if certificate and key else None,
+            token=auth.read_token(token_file),
+            metrics_port=metrics_port,
+        )
+        found = target.index if target.index.exists() else None
+        host = address.rsplit(":", 1)[0]
+        server.serve(
+            target,
+            target.bundles / model,
+            found,
+            options,
+            started=lambda running: typer.echo(f"serving {model} on {host}:{running.port}"),
+        )
+
+
+@app.command()
+def rank(
+    candidates: Annotated[list[str] | None, typer.Argument(help="POI ids; those of the log's last request.")] = None,
+    address: AddressOption = "127.0.0.1:50051",
+    user: UserOption = None,
+    scenario: ScenarioOption = None,
+    scene: SceneOption = None,
+    limit: LimitOption = 10,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Ask a running server to order POIs. What is not said is taken from the last request of the log."""
+    _ask(_Question(address, user, scenario, scene or [], limit), workspace, candidates or None)
+
+
+@app.command()
+def recommend(
+    address: AddressOption = "127.0.0.1:50051",
+    user: UserOption = None,
+    scenario: ScenarioOption = None,
+    scene: SceneOption = None,
+    limit: LimitOption = 10,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Ask a running server for the best POIs of all. What is not said is taken from the last request of the log."""
+    _ask(_Question(address, user, scenario, scene or [], limit), workspace, [])
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a person asks on the command line; None and absent scene inputs are taken from the log."""
+
+    address: str
+    user: str | None
+    scenario: str | None
+    scene: list[str]
+    limit: int
+
+
+def _ask(question: _Question, workspace: Path | None, candidates: list[str] | None) -> None:
+    """Print an answer; candidates: ids to rank, None for those of the log, empty to recommend."""
+    import grpc
+
+    from serving import demo, screen
+    from serving.client import Recommender, Wish, violations
+
+    with explained():
+        moment = demo.last_moment(workspace_of(workspace))
+        asker = replace(
+            moment.asker,
+            user_id=question.user or moment.asker.user_id,
+            scenario_id=question.scenario or moment.asker.scenario_id,
+            scene={**moment.asker.scene, **dict(_scene_input(text) for text in question.scene)},
+        )
+        wish = Wish(limit=question.limit, details=True)
+        try:
+            with Recommender(question.address) as recommender:
+                if candidates == []:
+                    ranking = recommender.recommend(asker, wish)
+                else:
+                    ranking = recommender.rank(asker, candidates or moment.poi_ids, wish)
+        except grpc.RpcError as error:
+            rules = [f"{name}: {rule}" for name, rule in violations(error).items()]
+            raise ValueError("; ".join(rules) or f"{error.code().name}: {error.details()}") from error
+    screen.console.print(screen.scene_line(ranking))
+    screen.console.print(screen.ranking_table(ranking, f"{asker.user_id} in {asker.scenario_id}"))
+
+
+def _scene_input(text: str) -> tuple[str, str | float]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--scene {text!r} is not name=value, such as weather=rain")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+
+
+if __name__ == "__main__":
+    app()

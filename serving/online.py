@@ -1,0 +1,130 @@
+"""One view of the online store at a time: values as arrays, each present, missing or stale as of a moment.
+
+Whatever the store answers, a value counts as missing if it is null, and as stale if it outlived its view's time to live
+at that moment. A value newer than the moment is used: the online store holds nothing older.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureStore
+from feast.errors import FeatureViewNotFoundException
+from feast.types import from_feast_to_pyarrow_type
+
+
+class ServiceMismatch(ValueError):
+    """The bundle reads what this store or this code does not have. The message names it and the remedy."""
+
+
+class ValueStatus(IntEnum):
+    """Whether a stored value was there; the numbers are those of the wire contract."""
+
+    PRESENT = 1
+    MISSING = 2
+    STALE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewReading:
+    """How many values of one view had which status, and from when (microseconds UTC) the present ones were."""
+
+    view: str
+    present: int
+    missing: int
+    stale: int
+    oldest_us: int | None
+    newest_us: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What is read of one feature view: `types` of the chosen features, `ttl_us` the time to live (0: for ever)."""
+
+    name: str
+    keys: frozenset[str]
+    ttl_us: int
+    types: Mapping[str, pa.DataType]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """One view's answer: arrays with nulls for what is missing, statuses (features, n), event times (n,)."""
+
+    view: View
+    values: dict[str, pa.Array]
+    statuses: np.ndarray
+    times_us: np.ndarray
+
+    def status(self, feature: str) -> np.ndarray:
+        return self.statuses[list(self.view.types).index(feature)]
+
+    def blank(self, feature: str, bad: np.ndarray) -> None:
+        """Turn values of one feature into missing ones."""
+        self.status(feature)[bad] = ValueStatus.MISSING
+        self.values[feature] = pc.if_else(pa.array(bad), None, self.values[feature])
+
+    def summary(self) -> ViewReading:
+        counts = {s: int((self.statuses == s).sum()) for s in ValueStatus}
+        used = self.times_us[(self.statuses == ValueStatus.PRESENT).any(axis=0)]
+        return ViewReading(
+            view=self.view.name,
+            present=counts[ValueStatus.PRESENT],
+            missing=counts[ValueStatus.MISSING],
+            stale=counts[ValueStatus.STALE],
+            oldest_us=int(used.min()) if len(used) else None,
+            newest_us=int(used.max()) if len(used) else None,
+        )
+
+
+def open_view(store: FeatureStore, name: str, features: Sequence[str]) -> View:
+    """What is to be read of a view. Raises ServiceMismatch where the store lacks the view or one of the features."""
+    try:
+        view = store.get_feature_view(name)
+    except FeatureViewNotFoundException as error:
+        raise ServiceMismatch(
+            f"the store has no view {name!r}, which the bundle reads; run `scenerank apply`"
+        ) from error
+    types = {f.name: f.dtype for f in view.features}
+    absent = [feature for feature in features if feature not in types]
+    if absent:
+        raise ServiceMismatch(f"view {name!r} of the store has no {absent}, which the bundle reads; train again")
+    return View(
+        name=name,
+        keys=frozenset(view.join_keys),
+        ttl_us=int(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
+        types={feature: from_feast_to_pyarrow_type(types[feature]) for feature in features},
+    )
+
+
+def fetch(store: FeatureStore, views: Sequence[View], keys: Mapping[str, list[str]], time_us: int) -> list[Read]:
+    """Read several views in one call, as of `time_us`; `keys`: n values of every key that one of the views has."""
+    if not views:
+        return []
+    needed = frozenset[str]().union(*(view.keys for view in views))
+    response = store.get_online_features(
+        features=[f"{view.name}:{feature}" for view in views for feature in view.types],
+        entity_rows={name: values for name, values in keys.items() if name in needed},
+    )
+    values = response.to_dict()
+    vectors = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
+    return [_as_of(view, values, vectors[next(iter(view.types))], time_us) for view in views]
+
+
+def _as_of(view: View, values: Mapping[str, list[Any]], vector: Any, time_us: int) -> Read:
+    """One view of a response with its time to live applied: expired after `ttl`, not at it, as offline."""
+    times_us = np.array([t.seconds * 1_000_000 + t.nanos // 1000 for t in vector.event_timestamps], dtype=np.int64)
+    expired = (times_us < time_us - view.ttl_us) & (view.ttl_us > 0)
+    arrays, statuses = {}, []
+    for feature, dtype in view.types.items():
+        array = pa.array(values[feature], dtype)
+        null = array.is_null().to_numpy(zero_copy_only=False)
+        statuses.append(np.where(null, ValueStatus.MISSING, np.where(expired, ValueStatus.STALE, ValueStatus.PRESENT)))
+        arrays[feature] = pc.if_else(pa.array(expired), pa.scalar(None, dtype), array)
+    return Read(view=view, values=arrays, statuses=np.stack(statuses), times_us=times_us)

@@ -1,0 +1,125 @@
+"""What a person sees of a run: progress bars, the ranking as a table, metrics side by side."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from serving.stages import Report
+
+# Terminals tell their width; a log file gets lines that hold every table.
+console = Console(width=None if Console().is_terminal else 140)
+METRICS = ("auc", "gauc", "log_loss", "ece")
+
+
+@contextmanager
+def stage(title: str) -> Iterator[Report]:
+    """A bar for one stage; a line with its time stays when it is done."""
+    started = time.perf_counter()
+    shape = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*shape, TimeRemainingColumn(), console=console, transient=True) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
+    console.print(f"[green]✓[/] {title} [dim]({time.perf_counter() - started:.1f} s)[/]", highlight=False)
+
+
+def ranking_table(ranking: Any, title: str) -> Table:
+    """An answer of the server as a table; `ranking` is `recommender_pb2.Ranking` with details."""
+    table = Table(title=title, title_justify="left")
+    for name in ("#", "place", "kind", "distance", "p(click)", "p(order)"):
+        table.add_column(name, justify="left" if name in ("place", "kind") else "right")
+    for at, poi in enumerate(ranking.poi_ids):
+        details = ranking.details[at] if ranking.details else None
+        distance = ranking.distance_km[at]
+        table.add_row(
+            str(at + 1),
+            (details.name if details else "") or poi,
+            details.category if details else "",
+            "" if math.isnan(distance) else f"{distance * 1000:.0f} m",
+            f"{ranking.p_click[at]:.3f}",
+            f"{ranking.p_order[at]:.3f}",
+        )
+    return table
+
+
+def scene_line(ranking: Any) -> str:
+    """The scene as the server understood it."""
+    aspects = (f"{aspect.feature} [bold]{aspect.value}[/]" for aspect in ranking.scene if aspect.value)
+    return "scene: " + ", ".join(aspects)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The test metrics of one model from one seed, as its bundle holds them."""
+
+    model: str
+    seed: int
+    metrics: Mapping[str, Any]
+
+
+def metrics_table(runs: Sequence[Run], title: str) -> Table:
+    """Models side by side on click and order: the mean over seeds, with the spread where there are several."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("model")
+    tasks = [task for task in ("click", "order") if any(run.metrics[task]["auc"] is not None for run in runs)]
+    for task in tasks:
+        for metric in METRICS:
+            table.add_column(f"{task} {metric.replace('_', ' ')}", justify="right")
+    for model in dict.fromkeys(run.model for run in runs):
+        of_model = [run.metrics for run in runs if run.model == model]
+        table.add_row(model, *(_mean(of_model, task, metric) for task in tasks for metric in METRICS))
+    if any(run.metrics["click"]["best_auc"] is not None for run in runs):
+        every = [run.metrics for run in runs]
+        best = [["best_auc", "", "best_log_loss", ""] for _ in tasks]
+        cells = [_mean(every, t, m) if m else "" for t, ms in zip(tasks, best, strict=True) for m in ms]
+        table.add_row("best attainable", *cells, style="dim")
+    return table
+
+
+def scenario_table(runs: Sequence[Run]) -> Table:
+    """Click AUC by scenario, models side by side."""
+    models = list(dict.fromkeys(run.model for run in runs))
+    table = Table(title="click AUC by scenario", title_justify="left")
+    for name in ("scenario", "rows", *models):
+        table.add_column(name, justify="left" if name == "scenario" else "right")
+    scenarios = runs[0].metrics["click_by_scenario"]
+    for scenario in scenarios:
+        cells = []
+        for model in models:
+            of_model = [run.metrics["click_by_scenario"] for run in runs if run.model == model]
+            cells.append(_mean([m for m in of_model if scenario in m], scenario, "auc"))
+        table.add_row(scenario, str(scenarios[scenario]["rows"]), *cells)
+    return table
+
+
+def retrieval_table(manifest: Mapping[str, Any]) -> Table:
+    """How often the next click is among the first k POIs that a way of retrieval names."""
+    metrics = manifest["metrics"]
+    table = Table(
+        title=f"hit rate of the next click ({metrics['clicks']} clicks, {metrics['pois']} POIs)", title_justify="left"
+    )
+    ways = metrics["hit_rate"]
+    ks = list(dict.fromkeys(k for rates in ways.values() for k in rates))
+    table.add_column("retrieval by")
+    for k in ks:
+        table.add_column(f"at {k}", justify="right")
+    for name, rates in ways.items():
+        table.add_row(name.replace("_", " "), *(f"{rates[k]:.3f}" for k in ks))
+    return table
+
+
+def _mean(metrics: Sequence[Mapping[str, Any]], task: str, metric: str) -> str:
+    values = [m[task][metric] for m in metrics if m[task][metric] is not None]
+    if not values:
+        return "-"
+    mean = f"{np.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.4f}"

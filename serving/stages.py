@@ -1,0 +1,233 @@
+"""The stages of the loop, each a function of one workspace that skips what has not changed.
+
+A stage notes what it was made from (its configuration, the state of the files that it reads, the code that made it) in
+`<workspace>/stamps/`; where that is what it would be made from again, nothing is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from feature_repo import columns
+from feature_repo.datasets.choose import Choice
+from feature_repo.datasets.schema import Schema
+from feature_repo.store import EMBEDDED
+from feature_repo.workspace import REPOSITORY, Workspace
+
+BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
+MODELS = ("ple", "ple_scene_ids", "larr")
+WIDEST = "larr"  # its service holds what every other model's holds
+Report = Callable[[str, int, int], None]  # what, done, total
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What one stage's result was made from."""
+
+    path: Path
+    state: str
+
+    @staticmethod
+    def of(workspace: Workspace, stage: str, **state: object) -> Stamp:
+        return Stamp(workspace.root / "stamps" / f"{stage}.json", json.dumps(state, sort_keys=True, default=str))
+
+    @property
+    def fresh(self) -> bool:
+        return self.path.exists() and self.path.read_text() == self.state
+
+    def set(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(self.state)
+
+
+def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
+    """Raw log -> source tables and behaviour statistics. Returns whether anything was done."""
+    from feature_repo import aggregates
+
+    made_by = _code("feature_repo/datasets", "feature_repo/scenes.py", "feature_repo/aggregates.py")
+    stamp = Stamp.of(workspace, "data", config=repr(choice.config), files=_files(choice.files), code=made_by)
+    if stamp.fresh:
+        return False
+    choice.load(report).write(workspace.sources)
+    tables = len(columns.STATISTICS) + 1
+    done = iter(range(tables))
+    aggregates.build(workspace, lambda table: report("behaviour statistics", next(done), tables))
+    report("behaviour statistics", tables, tables)
+    stamp.set()
+    return True
+
+
+def embed(workspace: Workspace, model: str, report: Report) -> bool:
+    """Texts -> knowledge. Returns whether anything was done; texts that were embedded before are not again."""
+    stamp = Stamp.of(
+        workspace,
+        "embed",
+        model=model,
+        sources=_files(workspace.sources.glob("*.parquet")),
+        code=_code("trainers/language", "feature_repo/scenes.py"),
+    )
+    if stamp.fresh:
+        return False
+    from trainers.language.embed import embed as embed_texts
+    from trainers.language.encoder import EncoderConfig
+
+    embed_texts(workspace, EncoderConfig(model=model), report)
+    stamp.set()
+    return True
+
+
+def apply(workspace: Workspace, profile: str = EMBEDDED) -> Any:
+    """Definitions -> registry. Returns the store."""
+    from feature_repo import store
+
+    return store.apply(workspace, profile)
+
+
+def materialize(workspace: Workspace, store: Any, end: datetime | None = None, report: Report | None = None) -> bool:
+    """Newest values of every view up to `end` (default: the end of the log) -> online store."""
+    from feature_repo.store import online_views
+
+    end = end or Schema.load(workspace.schema).split.end
+    files = [*workspace.sources.glob("*.parquet"), *workspace.knowledge.glob("*.parquet")]
+    online = workspace.feature_store_yaml.read_text()
+    stamp = Stamp.of(workspace, "materialize", end=end, files=_files(files), store=_digest(online))
+    if stamp.fresh:
+        return False
+    views = online_views(store)
+    for done, view in enumerate(views):
+        if report is not None:
+            report(f"materialise {view}", done, len(views))
+        store.materialize(BEGINNING, end, feature_views=[view])
+    if report is not None:
+        report("materialise", len(views), len(views))
+    stamp.set()
+    return True
+
+
+def service_name(store: Any, model: str) -> str:
+    """The name of a model's current service. Raises ValueError for an unknown model or before `apply`."""
+    from feature_repo import services
+
+    if model not in MODELS:
+        raise ValueError(f"no model {model!r}; there are {', '.join(MODELS)}")
+    name: str = getattr(services, model).name
+    if name not in {service.name for service in store.list_feature_services()}:
+        raise ValueError(f"service {name} is not registered: run `scenerank apply`")
+    return name
+
+
+def training_set(workspace: Workspace, store: Any, report: Report) -> Path:
+    """The pull that all models train on: the widest service from the first training row to the end of the log."""
+    from trainers.training_set import Pull, backfill
+
+    split = Schema.load(workspace.schema).split
+    pull = Pull(service=service_name(store, WIDEST), start=split.train, end=split.end)
+    return backfill(workspace, store, pull, lambda done, total: report("point-in-time pull", done, total))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """One training run: which model, at which size of recipe, from which seed."""
+
+    model: str
+    size: str = "default"
+    seed: int = 0
+
+
+def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions, report: Report) -> Path:
+    """A training set -> a bundle, in `<workspace>/bundles/<model>`. Returns its folder."""
+    from feature_repo import services
+    from trainers import rank, recipes
+    from trainers.training_set import narrow, read
+
+    folder = workspace.bundles / options.model
+    stamp = Stamp.of(
+        workspace,
+        f"train-{options.model}",
+        options=repr(options),
+        pulled=(pulled / "state.json").read_text(),
+        code=_code("trainers", "feature_repo"),
+    )
+    if stamp.fresh and folder.exists():
+        return folder
+    schema = Schema.load(workspace.schema)
+    features = services.feature_references(getattr(services, options.model))
+    tables = {part: narrow(read(pulled, *_bounds(schema, part)), features) for part in ("train", "valid", "test")}
+    oracle = workspace.source("oracle")
+    recipe = {"ple": recipes.ple, "ple_scene_ids": recipes.ple_scene_ids, "larr": recipes.larr}[options.model]
+    trained = rank.train(
+        rank.Parts(**tables, oracle=pq.read_table(oracle) if oracle.exists() else None),
+        schema,
+        matrices(workspace),
+        recipe(options.size),  # type: ignore[arg-type]  # an unknown size is refused by the recipe
+        rank.Provenance(
+            service=service_name(store, options.model), features=features, trained_until=schema.split.valid
+        ),
+        seed=options.seed,
+        progress=lambda done, planned, note: report(f"train {options.model}: {note}", done, planned),
+    )
+    trained.bundle.save(folder)
+    stamp.set()
+    return folder
+
+
+def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path:
+    """A training set -> towers and FAISS index, in `<workspace>/index`. Returns its folder."""
+    from trainers import index as artefacts
+    from trainers.retrieval import RetrievalConfig, RetrievalData, build
+    from trainers.training_set import read
+
+    state = (pulled / "state.json").read_text()
+    stamp = Stamp.of(workspace, "index", seed=seed, pulled=state, code=_code("trainers", "feature_repo"))
+    if stamp.fresh and workspace.index.exists():
+        return workspace.index
+    schema = Schema.load(workspace.schema)
+    parts = {part: read(pulled, *_bounds(schema, part)) for part in ("train", "valid", "test")}
+    retrieval = RetrievalData(
+        schema=schema, **parts, pois=pq.read_table(workspace.source("pois")), text=matrices(workspace).get("poi_text")
+    )
+    artefact = build(
+        retrieval, RetrievalConfig(), seed, lambda done, planned, note: report(f"train towers: {note}", done, planned)
+    )
+    artefacts.save(artefact, workspace.index)
+    stamp.set()
+    return workspace.index
+
+
+def matrices(workspace: Workspace) -> Mapping[str, Any]:
+    """Every vector space that was embedded."""
+    from trainers.knowledge import load_matrix
+
+    paths = {space: workspace.knowledge / f"{space}.parquet" for space in columns.KNOWLEDGE}
+    return {space: load_matrix(path) for space, path in paths.items() if path.exists()}
+
+
+def _bounds(schema: Schema, part: str) -> tuple[datetime, datetime]:
+    start, end = schema.split.bounds(part)
+    return start or BEGINNING, end
+
+
+def _files(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """Size and time of change of each file."""
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(paths)}
+
+
+def _code(*places: str) -> str:
+    """A hash over the sources (and tables) at these places of the project."""
+    root = REPOSITORY.parent
+    files = [
+        f for p in places for f in ([root / p] if (root / p).is_file() else sorted((root / p).rglob("*.[pc][ys]*")))
+    ]
+    return _digest("".join(_digest(f.read_text(errors="replace")) for f in files if "__pycache__" not in f.parts))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,74 @@
+"""One small workspace for all tests of the server, and a server that answers from it over a socket."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from feature_repo import columns
+from feature_repo.workspace import ENVIRONMENT_VARIABLE, Workspace
+from serving.client import Asker, Recommender
+from serving.pipeline import Pipeline
+from serving.server import RunningServer, ServerOptions, create_server, open_pipeline
+
+PREPARE = Path(__file__).with_name("prepare_workspace.py")
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    root = tmp_path_factory.mktemp("serving") / "city"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", ENVIRONMENT_VARIABLE: str(root)}
+    done = subprocess.run([sys.executable, str(PREPARE), str(root)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Workspace(root)
+
+
+@pytest.fixture(scope="session")
+def pipeline(workspace: Workspace) -> Pipeline:
+    torch.set_num_threads(1)
+    return open_pipeline(workspace, workspace.bundles / "larr", workspace.index)
+
+
+@pytest.fixture(scope="session")
+def moment(pipeline: Pipeline) -> datetime:
+    """The moment up to which the online store was filled."""
+    return pipeline.bundle.schema.split.test
+
+
+@pytest.fixture(scope="session")
+def poi_ids(workspace: Workspace, moment: datetime) -> list[str]:
+    """All POIs that were open at the moment."""
+    pois = pq.read_table(workspace.source("pois"), filters=[(columns.EVENT_TIMESTAMP, "<=", moment)])
+    return pois[columns.POI_ID].to_pylist()
+
+
+@pytest.fixture(scope="session")
+def running(pipeline: Pipeline) -> Iterator[RunningServer]:
+    server = create_server(pipeline, ServerOptions(metrics_port=0))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def client(running: RunningServer) -> Iterator[Recommender]:
+    with Recommender(f"127.0.0.1:{running.port}") as recommender:
+        yield recommender
+
+
+@pytest.fixture
+def asker(moment: datetime) -> Asker:
+    return Asker(
+        user_id="u3",
+        scenario_id="lunch_deals",
+        time=moment,
+        place=(60.17, 24.94),
+        scene={"weather": "rain", "temperature": 7.0},
+    )

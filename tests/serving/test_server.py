@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from feature_repo.workspace import Workspace
+from serving.client import Access, Asker, Recommender, Wish, violations
+from serving.server import SERVICE, ServerOptions, create_server, open_pipeline
+from serving.v1 import recommender_pb2 as pb
+from serving.v1 import recommender_pb2_grpc as pb_grpc
+
+SERVE = """
+import sys
+from pathlib import Path
+from feature_repo.workspace import activate
+from serving.server import ServerOptions, serve
+
+def started(server):
+    loaded = {name.split(".")[0] for name in sys.modules}
+    print(server.port, sorted(loaded & {"transformers", "peft"}), flush=True)
+
+workspace = activate(Path(sys.argv[1]))
+serve(workspace, workspace.bundles / "larr", workspace.index, ServerOptions(grace_seconds=20), started)
+print("left", flush=True)
+"""
+
+
+@pytest.fixture
+def raw(running):
+    with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        yield channel
+
+
+def test_rank_answers_in_full(client, pipeline, asker, poi_ids, moment):
+    ranking = client.rank(asker, ["nowhere", *poi_ids[:9]], Wish(details=True))
+    assert len(ranking.poi_ids) == 10 and ranking.poi_ids[-1] == "nowhere"
+    for array in (ranking.scores, ranking.p_click, ranking.p_order, ranking.distance_km, ranking.details):
+        assert len(array) == 10
+    assert list(ranking.scores[:9]) == sorted(ranking.p_click[:9], reverse=True)
+    assert list(ranking.poi_statuses) == [pb.VALUE_STATUS_PRESENT] * 9 + [pb.VALUE_STATUS_MISSING]
+    assert ranking.details[0].name and ranking.details[0].category and not ranking.details[9].name
+    assert ranking.user_status == pb.VALUE_STATUS_PRESENT
+    said = {aspect.feature: aspect.value for aspect in ranking.scene}
+    assert (said["weather"], said["temperature_band"], said["daypart"]) == ("rain", "cool", "night")
+    manifest = pipeline.bundle.manifest
+    assert (ranking.model.name, ranking.model.version) == ("larr", manifest.version)
+    assert ranking.model.service == manifest.service
+    assert ranking.time.ToDatetime(tzinfo=moment.tzinfo) == moment
+    assert len(ranking.attribution_token) >= 16
+
+
+def test_counts_add_up_and_ages_are_there(client, asker, poi_ids, moment):
+    ranking = client.rank(asker, poi_ids[:5])
+    for status in ("present", "missing", "stale"):
+        assert getattr(ranking.values, status) == sum(getattr(view.values, status) for view in ranking.views)
+    assert [view.view for view in ranking.views] == sorted(view.view for view in ranking.views)
+    for view in ranking.views:
+        assert view.HasField("oldest") == view.HasField("newest") == (view.values.present > 0)
+        if view.values.present:
+            assert view.oldest.seconds <= view.newest.seconds <= moment.timestamp()
+
+
+def test_arrays_of_numbers_are_packed(client, asker, poi_ids):
+    ranking = client.rank(asker, poi_ids[:40])
+    one = pb.Ranking(p_click=ranking.p_click)
+    assert len(one.SerializeToString()) <= 4 * 40 + 4
+    assert not ranking.details
+
+
+def test_recommend_answers_with_its_index(client, raw, pipeline, asker):
+    ranking = client.recommend(asker, Wish(limit=5, radius_km=5.0, objective="order"))
+    assert len(ranking.poi_ids) == 5 and max(ranking.distance_km) <= 5.0
+    assert list(ranking.scores) == list(ranking.p_order)
+    message = pb.RecommendRequest(context=asker.message())
+    answer = pb_grpc.RecommenderServiceStub(raw).Recommend(message)
+    assert answer.index_version == pipeline.index_version != ""
+    assert len(answer.ranking.poi_ids) == 20
+
+
+def test_broken_rules_come_as_violations(client, asker):
+    with pytest.raises(grpc.RpcError) as caught:
+        client.rank(Asker(user_id="", scenario_id="tab9", place=(91.0, 0.0), scene={"moon": "full"}), ["a", "a"])
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    found = violations(caught.value)
+    assert set(found) == {
+        "context.user_id",
+        "context.scenario_id",
+        "context.place.latitude",
+        "context.scene_inputs['moon']",
+        "poi_ids[1]",
+    }
+    assert "lunch_deals" in found["context.scenario_id"]
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (pb.RankRequest(objective=9), "objective"),
+        (pb.RankRequest(context=pb.RequestContext(time=Timestamp(nanos=-1))), "context.time"),
+        (pb.RankRequest(context=pb.RequestContext(time=Timestamp(seconds=2**62))), "context.time"),
+        (
+            pb.RankRequest(context=pb.RequestContext(scene_inputs={"weather": pb.SceneInput()})),
+            "context.scene_inputs['weather']",
+        ),
+        (pb.RankRequest(context=pb.RequestContext(place=pb.Place())), "context.place.latitude"),
+        (pb.RankRequest(), "context.user_id"),
+    ],
+)
+def test_what_only_the_wire_can_break_is_refused_too(raw, message, field):
+    with pytest.raises(grpc.RpcError) as caught:
+        pb_grpc.RecommenderServiceStub(raw).Rank(message)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in violations(caught.value)
+
+
+def test_a_fault_shows_an_id_and_keeps_the_rest_in_the_log(workspace, asker, tmp_path, caplog):
+    broken = Workspace(tmp_path / "city")
+    shutil.copytree(workspace.root, broken.root)
+    text = broken.feature_store_yaml.read_text().replace(str(workspace.root), str(broken.root))
+    broken.feature_store_yaml.write_text(text)
+    (broken.root / "online.db").write_bytes(b"")
+    server = create_server(open_pipeline(broken, broken.bundles / "ple", None), ServerOptions())
+    with caplog.at_level(logging.ERROR), Recommender(f"127.0.0.1:{server.port}") as client:
+        with pytest.raises(grpc.RpcError) as caught:
+            client.rank(asker, ["secret-poi"])
+        with pytest.raises(grpc.RpcError) as without_index:
+            client.recommend(asker)
+    server.stop()
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    error_id = caught.value.details().removeprefix("internal error ")
+    assert len(error_id) == 32 and error_id in caplog.text
+    assert "no such table" in caplog.text
+    assert without_index.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_health_and_reflection(raw):
+    health = health_pb2_grpc.HealthStub(raw)
+    for name in ("", SERVICE):
+        answer = health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    database = ProtoReflectionDescriptorDatabase(raw)
+    assert SERVICE == "scenerank.v1.RecommenderService" and SERVICE in database.get_services()
+    methods = DescriptorPool(database).FindServiceByName(SERVICE).methods_by_name
+    assert {"Rank", "Recommend"} <= set(methods)
+
+
+def test_an_oversized_message_is_refused(raw, asker):
+    message = pb.RankRequest(context=asker.message(), poi_ids=["x" * 1000] * 3000)
+    with pytest.raises(grpc.RpcError) as caught:
+        pb_grpc.RecommenderServiceStub(raw).Rank(message)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_the_largest_allowed_request_fits(client, asker):
+    ranking = client.rank(asker, [f"{i:0256d}" for i in range(1000)], Wish(limit=1))
+    assert len(ranking.poi_ids) == 1
+
+
+def test_answers_side_by_side_are_the_answers_one_by_one(client, asker, poi_ids):
+    alone = client.rank(asker, poi_ids[:15])
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda _: client.rank(asker, poi_ids[:15]), range(18)))
+    for answer in answers:
+        assert list(answer.poi_ids) == list(alone.poi_ids)
+        assert list(answer.scores) == list(alone.scores)
+        assert answer.values == alone.values
+
+
+def test_a_stopping_server_says_so_and_answers_what_it_took(workspace, asker, poi_ids):
+    command = [sys.executable, "-W", "ignore", "-c", SERVE, str(workspace.root)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        port, forbidden = process.stdout.readline().split(maxsplit=1)
+        assert forbidden.strip() == "[]", "the server loaded a language model"
+        taken = []
+        with Recommender(f"127.0.0.1:{port}", Access(timeout_seconds=30)) as client:
+            client.rank(asker, poi_ids[:3])
+            worker = threading.Thread(target=lambda: taken.append(client.rank(asker, poi_ids)))
+            worker.start()
+            health = health_pb2_grpc.HealthStub(client._channel)
+            watch = health.Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            process.send_signal(signal.SIGTERM)
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            watch.cancel()
+            worker.join()
+        assert len(taken[0].poi_ids) == len(poi_ids)
+        assert process.wait(timeout=30) == 0
+        assert process.stdout.read() == "left\n"
+    finally:
+        process.kill()
