@@ -78,9 +78,17 @@ class Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """How to reach a server: with `root_certificate` (PEM) over TLS, with `token` as one who may come in."""
+    """How to reach a server.
+
+    Args:
+        root_certificate: PEM; with it, the channel is TLS and the server must be signed by it.
+        certificate, key: PEM of the caller, where the server wants mutual TLS.
+        token: the bearer token, where the server wants one.
+    """
 
     root_certificate: bytes | None = None
+    certificate: bytes | None = None
+    key: bytes | None = None
     token: str | None = None
     timeout_seconds: float = 5.0
 
@@ -90,7 +98,9 @@ class Access:
 
     @property
     def credentials(self) -> grpc.ChannelCredentials | None:
-        return None if self.root_certificate is None else grpc.ssl_channel_credentials(self.root_certificate)
+        if self.root_certificate is None:
+            return None
+        return grpc.ssl_channel_credentials(self.root_certificate, self.key, self.certificate)
 
 
 ANYTHING = Wish()

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from feature_repo import columns, geo
 from feature_repo.hours import hour_of_week
 from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, check_scenes
-from serving.online import ValueStatus, ViewReading
+from serving.online import ServiceMismatch, ValueStatus, ViewReading
 from serving.request import (
     DEFAULT_CANDIDATES,
     DEFAULT_LIMIT,
@@ -31,6 +31,7 @@ from serving.request import (
 )
 from serving.retriever import Retriever
 from serving.scorer import Scorer
+from trainers.bundle import Bundle
 
 ATTRIBUTION_BYTES = 16
 
@@ -69,7 +70,8 @@ class Ranking:
 class Pipeline:
     """Answers requests with one bundle, one store and, for `recommend`, one index; safe to call from threads.
 
-    Raises ServiceMismatch if the index was built with other scene features than this code computes.
+    Raises ServiceMismatch if the index is of another data set than the bundle, or was built with other scene features
+    than this code computes.
     """
 
     def __init__(self, reader: FeatureReader, scorer: Scorer, retriever: Retriever | None = None) -> None:
@@ -78,7 +80,7 @@ class Pipeline:
         self._reader = reader
         self._scorer = scorer
         if retriever is not None:
-            check_scenes(retriever.artefact.manifest.scene_fingerprints, self.bundle.schema, "index")
+            _check_index(retriever, self.bundle)
         self._rules = Rules(self.bundle.schema, self.bundle.encoding.vocabularies[columns.SCENARIO_ID].values)
 
     @property
@@ -146,6 +148,16 @@ def order(scores: np.ndarray, statuses: tuple[ValueStatus, ...]) -> np.ndarray:
     """
     unknown = np.array([status is not ValueStatus.PRESENT for status in statuses])
     return np.lexsort((-scores, unknown))
+
+
+def _check_index(retriever: Retriever, bundle: Bundle) -> None:
+    manifest = retriever.artefact.manifest
+    if manifest.dataset != bundle.schema.dataset:
+        raise ServiceMismatch(
+            f"the index holds POIs of {manifest.dataset!r}, the bundle ranks those of {bundle.schema.dataset!r}: "
+            "build the index of the same workspace"
+        )
+    check_scenes(manifest.scene_fingerprints, bundle.schema, "index")
 
 
 def _distances(reading: Reading) -> np.ndarray:

@@ -29,9 +29,7 @@ class Scorer:
 
     def score(self, table: pa.Table) -> Probabilities:
         """Score n rows of an online read (or of a pull: the columns are the same)."""
-        return self.score_batch(Batch.from_arrow(table, self.bundle.encoding))
-
-    def score_batch(self, batch: Batch) -> Probabilities:
+        batch = Batch.from_arrow(table, self.bundle.encoding)
         with torch.inference_mode():
             scores = self.bundle.ranker(batch)
             return Probabilities(p_click=scores.p_click_B.numpy(), p_order=scores.p_order_B.numpy())

@@ -108,9 +108,7 @@ def test_an_unknown_user_and_poi_are_missing_whatever_the_store_says(reader, poi
 
 def test_a_null_of_a_known_poi_is_missing_and_the_poi_is_not(store, reader, moment):
     described = {"category": "cafe", "specialty": None, "open_hours": None, "price_level": "€", "street": None}
-    write(
-        store, "poi_profile", moment, poi_id="bare", name="Bare", **described, poi_latitude=None, poi_longitude=None
-    )
+    write(store, "poi_profile", moment, poi_id="bare", name="Bare", **described, poi_latitude=None, poi_longitude=None)
     reading = read(reader, "u1", ["bare"], moment)
     assert reading.poi_statuses == (ValueStatus.PRESENT,)
     assert (view_of(reading, "poi_profile").present, view_of(reading, "poi_profile").missing) == (3, 5)

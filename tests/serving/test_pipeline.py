@@ -153,10 +153,17 @@ def test_without_an_index_recommend_says_what_to_do(workspace, pipeline, context
         alone.recommend(RecommendRequest(context=context))
 
 
-def test_an_index_of_other_scene_declarations_is_refused(workspace, pipeline):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scene_fingerprints": {"hour": "0123"}}, "'hour' is declared otherwise than when the index"),
+        ({"dataset": "kuairand"}, "the index holds POIs of 'kuairand', the bundle ranks those of 'city'"),
+    ],
+)
+def test_an_index_that_does_not_belong_to_the_bundle_is_refused(pipeline, change, message):
     artefact = pipeline.retriever.artefact
-    other = replace(artefact, manifest=replace(artefact.manifest, scene_fingerprints={"hour": "0123"}))
-    with pytest.raises(ServiceMismatch, match="'hour' is declared otherwise than when the index"):
+    other = replace(artefact, manifest=replace(artefact.manifest, **change))
+    with pytest.raises(ServiceMismatch, match=message):
         Pipeline(pipeline._reader, Scorer(pipeline.bundle), Retriever(other))
 
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -17,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from feature_repo.workspace import Workspace
-from serving.client import Access, Asker, Recommender, Wish, violations
+from serving.client import Asker, Recommender, Wish, violations
 from serving.server import SERVICE, ServerOptions, create_server, open_pipeline
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
@@ -157,6 +156,11 @@ def test_health_and_reflection(raw):
     assert {"Rank", "Recommend"} <= set(methods)
 
 
+def test_a_taken_port_is_an_error(running, pipeline):
+    with pytest.raises(RuntimeError, match="bind"):
+        create_server(pipeline, ServerOptions(address=f"127.0.0.1:{running.port}"))
+
+
 def test_an_oversized_message_is_refused(raw, asker):
     message = pb.RankRequest(context=asker.message(), poi_ids=["x" * 1000] * 3000)
     with pytest.raises(grpc.RpcError) as caught:
@@ -186,19 +190,17 @@ def test_a_stopping_server_says_so_and_answers_what_it_took(workspace, asker, po
     try:
         port, forbidden = process.stdout.readline().split(maxsplit=1)
         assert forbidden.strip() == "[]", "the server loaded a language model"
-        taken = []
-        with Recommender(f"127.0.0.1:{port}", Access(timeout_seconds=30)) as client:
-            client.rank(asker, poi_ids[:3])
-            worker = threading.Thread(target=lambda: taken.append(client.rank(asker, poi_ids)))
-            worker.start()
-            health = health_pb2_grpc.HealthStub(client._channel)
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub, health = pb_grpc.RecommenderServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+            message = pb.RankRequest(context=asker.message(), poi_ids=poi_ids)
+            stub.Rank(message)
+            under_way = stub.Rank.future(message)
             watch = health.Watch(health_pb2.HealthCheckRequest())
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
             process.send_signal(signal.SIGTERM)
             assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
             watch.cancel()
-            worker.join()
-        assert len(taken[0].poi_ids) == len(poi_ids)
+            assert len(under_way.result(timeout=30).ranking.poi_ids) == len(poi_ids)
         assert process.wait(timeout=30) == 0
         assert process.stdout.read() == "left\n"
     finally:

@@ -14,7 +14,7 @@ from feature_repo.scenes import EVENT_TIME_US, evaluate, features_of
 from trainers.knowledge import VectorMatrix
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
-ROWS, REQUEST_ROWS, USERS, POIS, VECTOR_WIDTH = 3000, 5, 12, 24, 8
+ROWS, REQUEST_ROWS, USERS, POIS, VECTOR_WIDTH = 6000, 5, 12, 24, 8
 CATEGORIES = ("soup", "ice", "grill")
 WEATHERS = ("rain", "sun")
 
@@ -34,14 +34,14 @@ def pull_schema() -> Schema:
 
 @pytest.fixture(scope="session")
 def pull(pull_schema: Schema) -> pa.Table:
-    """3,000 impressions over 30 days in time order, 5 a request; some values of every kind are missing."""
+    """6,000 impressions over 30 days in time order, 5 a request; some values of every kind are missing."""
     rng = np.random.default_rng(7)
     request = np.repeat(np.arange(ROWS // REQUEST_ROWS), REQUEST_ROWS)
     times_us = np.int64(START.timestamp() * 1e6) + request * np.int64(30 * 86_400e6 / (ROWS // REQUEST_ROWS))
     user, weather = (rng.integers(0, high, request.max() + 1)[request] for high in (USERS, len(WEATHERS)))
     poi = rng.integers(0, POIS, ROWS)
     category = poi % len(CATEGORIES)
-    logit = np.where(category == weather, 1.5, -1.5)
+    logit = np.where(category == weather, 2.0, -2.0)
     click = rng.random(ROWS) < 1 / (1 + np.exp(-logit))
     order = click & (rng.random(ROWS) < 0.4)
     recent = [[f"p{p}" for p in rng.integers(0, POIS, rng.integers(0, 25))] if u else None for u in user]

@@ -181,12 +181,12 @@ def test_streamed_files_give_every_row_once(tmp_path: Path, pull: pa.Table, pull
     files = []
     for at in range(4):
         files.append(tmp_path / f"part-{at}.parquet")
-        pq.write_table(pull.slice(at * 750, 750), files[-1])
+        pq.write_table(pull.slice(at * 1500, 1500), files[-1])
     encoding = fit_encoding(files, pull_schema)
     whole = Encoding.fit(pull, pull_schema)
     assert encoding.vocabularies == whole.vocabularies and encoding.rates == whole.rates
-    streamed = Streamed(tuple(files), encoding, buffer_rows=1000)
-    assert streamed.steps(256) == 12 and len(streamed.sample()) >= 750
+    streamed = Streamed(tuple(files), encoding, buffer_rows=2000)
+    assert streamed.steps(256) == 24 and len(streamed.sample()) >= 2000
     batches = list(streamed.epoch(256, torch.Generator().manual_seed(1)))
     expected = Batch.from_arrow(pull, encoding)
     got = torch.cat([torch.cat([b.categorical_BF, b.numeric_BD.mul(1e4).long()], dim=1) for b in batches])

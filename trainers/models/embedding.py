@@ -54,7 +54,10 @@ class FusedEmbedding(nn.Module):
 
     offset_F: Tensor
 
-    def __init__(self, cardinalities: Sequence[int], width: int, *, unknown_rate: float = 0.0) -> None:
+    def __init__(
+        self, cardinalities: Sequence[int], width: int, *, unknown_rate: float = 0.0, deviation: float | None = None
+    ) -> None:
+        """`deviation` of the initial entries; by default such that a vector has a length of about 1."""
         super().__init__()
         rows = sum(cardinalities)
         self.unknown_rate = unknown_rate
@@ -62,7 +65,7 @@ class FusedEmbedding(nn.Module):
         offsets = torch.tensor([0, *accumulate(cardinalities)][:-1], dtype=torch.int64)
         self.register_buffer("offset_F", offsets, persistent=False)
         with torch.no_grad():
-            self.table.weight.normal_(std=width**-0.5)
+            self.table.weight.normal_(std=deviation or width**-0.5)
             self.table.weight[offsets] = 0.0
 
     def forward(self, ids_BF: Tensor) -> Tensor:

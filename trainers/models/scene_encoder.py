@@ -23,6 +23,8 @@ from torch.nn import functional
 from trainers.models.embedding import FrozenVectors, FusedEmbedding
 from trainers.models.mlp import Dropout
 
+TOKEN_DEVIATION = 0.5  # of an id's entries: about that of a projected vector, so that ids and vectors start as equals
+
 
 class SceneEncoder(nn.Module):
     """Ids and matrix rows of U scenes, (U, S) each -> scene vectors (U, C)."""
@@ -63,7 +65,7 @@ class SceneEncoder(nn.Module):
         self.config = config
         slots = len(cardinalities)
         self.ids = (
-            FusedEmbedding(cardinalities, config.width, unknown_rate=config.unknown_rate)
+            FusedEmbedding(cardinalities, config.width, unknown_rate=config.unknown_rate, deviation=TOKEN_DEVIATION)
             if config.tokens != "vectors"
             else None
         )
@@ -154,7 +156,7 @@ class AttentionPooling(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.query = nn.Linear(width, 1)
+        self.query = nn.Linear(width, 1, bias=False)  # a softmax does not see a bias
 
     def forward(self, token_USW: Tensor) -> Tensor:
         weight_US1 = torch.softmax(self.query(token_USW), dim=1)

@@ -1,10 +1,9 @@
-"""A language model of 60,000 random parameters, and a town of two places whose texts can be written down by hand."""
+"""A town of two places whose texts can be written down by hand, and the tiny language model that embeds them."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -15,48 +14,10 @@ from feature_repo.workspace import Workspace
 from trainers.language.encoder import EncoderConfig
 
 START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)  # a Monday, 10:00 in Helsinki
-SENTENCES = (
-    "This shop sells warm soup and bread near the station, open until late in the evening.",
-    "A person who likes noodles for lunch and grilled fish at night, whatever the weather is.",
-    "It is raining; the park is empty and the library is full of people reading in silence.",
-)
 
 
 def at(hours: float) -> datetime:
     return START + timedelta(hours=hours)
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Llama's architecture and a trained BPE tokenizer in a folder; padding is the end-of-text token, as in SmolLM2."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny-model")
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        SENTENCES, trainers.BpeTrainer(vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet)
-    )
-    wrapper: Any = PreTrainedTokenizerFast  # carries no types
-    wrapper(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=400,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -1,0 +1,192 @@
+"""One small city for all tests that need a whole workspace, made once, by the verbs that a person would type.
+
+Feast's definitions read their workspace once in a process, so this process is bound to that city before anything can
+import them. A test that needs another workspace uses a process of its own (`Project.run`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+# Read when torch and transformers are loaded: threads that wait must not starve those that work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+from feature_repo.workspace import ENVIRONMENT_VARIABLE, Workspace, activate
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("feature_repo", "trainers", "serving", "proto")
+HOME = tempfile.TemporaryDirectory(prefix="scenerank-tests-")
+CITY = activate(Path(HOME.name) / "city")
+# Texts on which the tiny tokenizer is trained.
+SENTENCES = (
+    "This shop sells warm soup and bread near the station, open until late in the evening.",
+    "A person who likes noodles for lunch and grilled fish at night, whatever the weather is.",
+    "It is raining; the park is empty and the library is full of people reading in silence.",
+)
+START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout of the sources and one workspace: programs run there as a person would run them."""
+
+    root: Path
+    workspace: Workspace
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """PYTHONPATH puts this checkout before the installed one."""
+        named = {"PYTHONPATH": str(self.root), ENVIRONMENT_VARIABLE: str(self.workspace.root)}
+        return {**os.environ, **named, "COLUMNS": "200"}
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `python ...` in the checkout and return what it printed."""
+        done = subprocess.run(
+            [sys.executable, *command], cwd=self.root, env=self.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0 or not check, f"{command} exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def scenerank(self, *verb: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("-m", "serving.cli", *verb, check=check)
+
+    @contextmanager
+    def served(self, *options: str) -> Iterator[Served]:
+        """`scenerank serve` on a free port, until the block ends."""
+        command = [sys.executable, "-m", "serving.cli", "serve", "--address", "127.0.0.1:0", *options]
+        log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  # outlives nothing but this block
+        with (
+            log,
+            subprocess.Popen(
+                command, cwd=self.root, env=self.environment, stdout=subprocess.PIPE, stderr=log, text=True
+            ) as process,
+        ):
+            assert process.stdout is not None
+            try:
+                line = process.stdout.readline()
+                found = re.search(r"on (\S+:\d+)", line)
+                if found is None:
+                    process.wait(START_SECONDS)
+                    log.seek(0)
+                    raise AssertionError(f"the server printed {line!r} and then\n{log.read()}")
+                yield Served(found[1], process)
+            finally:
+                process.terminate()
+                process.wait(START_SECONDS)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server process."""
+
+    address: str
+    process: subprocess.Popen[str]
+
+
+@dataclass(frozen=True)
+class City(Project):
+    """The city of this process, from source tables to two bundles and an index.
+
+    Attributes:
+        printed: what each verb said when it made the city.
+    """
+
+    printed: dict[str, str] = field(default_factory=dict)
+
+    def verb(self, *arguments: str) -> Any:
+        """Run a verb of the command line in this process; a `click.testing.Result`."""
+        from typer.testing import CliRunner
+
+        from serving.cli import app
+
+        return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+
+    def make(self, name: str, *options: str) -> None:
+        done = self.verb(name, *options)
+        assert done.exit_code == 0, f"{name} {options} exited {done.exit_code}:\n{done.output}\n{done.exception!r}"
+        self.printed[name] = self.printed.get(name, "") + done.output
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Llama's architecture with 60,000 random parameters and a trained BPE tokenizer, in a folder.
+
+    Padding is the end-of-text token, as in SmolLM2.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        SENTENCES, trainers.BpeTrainer(vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet)
+    )
+    wrapper: Any = PreTrainedTokenizerFast  # carries no types
+    wrapper(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def city(tiny_model: Path) -> City:
+    """100 users over the five weeks before the night in which summer time ended.
+
+    That is 28 October 2012 in Helsinki, when the hour from 03:00 came twice.
+    """
+    import torch
+
+    from feature_repo.datasets.choose import Choice
+    from feature_repo.datasets.city import CityConfig, build
+    from serving import stages
+
+    torch.set_num_threads(1)
+    config = CityConfig(users=100, pois=80, start=date(2012, 9, 23), days=35, candidates=8)
+    stages.data(CITY, Choice(config, lambda progress: build(config, progress), ()), lambda what, done, total: None)
+    made = City(ROOT, CITY)
+    made.make("embed", "--language-model", str(tiny_model))
+    made.make("apply")
+    made.make("materialize")
+    made.make("train", "--model", "larr", "--recipe", "tiny")
+    made.make("train", "--model", "ple", "--recipe", "tiny")
+    made.make("index")
+    return made
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A copy of the sources with the workspace where a fresh clone has it; nothing is in it yet."""
+    root = tmp_path / "project"
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return Project(root, Workspace(root / ".scenerank" / "city"))
