@@ -1,11 +1,10 @@
-"""`scenerank`: every verb of the loop, one a stage; imports stand inside the verbs, so that each loads what it needs."""
+"""`scenerank`: every verb of the loop, one a stage; imports stand inside the verbs, so each loads what it needs."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -52,8 +51,6 @@ def workspace_of(path: Path | None) -> Workspace:
 @contextmanager
 def explained() -> Iterator[None]:
     """A user's mistake ends a verb with its message; anything else keeps its trace."""
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module="feast")  # on-demand views are marked new
-    warnings.filterwarnings("ignore", category=DeprecationWarning)  # Feast's own calls into ibis
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
@@ -203,7 +200,8 @@ def backfill(
             end=_utc(end) or split.end,
             scenario=scenario,
         )
-        folder = training_set.backfill(target, store, pull, lambda done, total: report("rows", done, total))
+        with stages.quiet():
+            folder = training_set.backfill(target, store, pull, lambda done, total: report("rows", done, total))
     screen.console.print(str(folder))
 
 
@@ -262,6 +260,8 @@ def serve(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with explained():
+        if (certificate is None) != (key is None):
+            raise ValueError("TLS needs both --certificate and --key")
         target = workspace_of(workspace)
         options = server.ServerOptions(
             address=address,

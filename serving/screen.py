@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from rich.table import Table
 
 from serving.stages import Report
 
-# Terminals tell their width; a log file gets lines that hold every table.
-console = Console(width=None if Console().is_terminal else 140)
+# Terminals tell their width; a log file gets lines that hold every table. The stream is named because libraries that
+# print are silenced by redirecting `sys.stdout` (stages.quiet).
+console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140)
 METRICS = ("auc", "gauc", "log_loss", "ece")
 
 
@@ -26,7 +28,8 @@ def stage(title: str) -> Iterator[Report]:
     """A bar for one stage; a line with its time stays when it is done."""
     started = time.perf_counter()
     shape = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*shape, TimeRemainingColumn(), console=console, transient=True) as bars:
+    live = console.is_terminal
+    with Progress(*shape, TimeRemainingColumn(), console=console, transient=True, disable=not live) as bars:
         task = bars.add_task(title, total=None)
         yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
     console.print(f"[green]✓[/] {title} [dim]({time.perf_counter() - started:.1f} s)[/]", highlight=False)
@@ -34,7 +37,7 @@ def stage(title: str) -> Iterator[Report]:
 
 def ranking_table(ranking: Any, title: str) -> Table:
     """An answer of the server as a table; `ranking` is `recommender_pb2.Ranking` with details."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", min_width=len(title))
     for name in ("#", "place", "kind", "distance", "p(click)", "p(order)"):
         table.add_column(name, justify="left" if name in ("place", "kind") else "right")
     for at, poi in enumerate(ranking.poi_ids):
@@ -68,7 +71,7 @@ class Run:
 
 def metrics_table(runs: Sequence[Run], title: str) -> Table:
     """Models side by side on click and order: the mean over seeds, with the spread where there are several."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("model")
     tasks = [task for task in ("click", "order") if any(run.metrics[task]["auc"] is not None for run in runs)]
     for task in tasks:
@@ -78,7 +81,7 @@ def metrics_table(runs: Sequence[Run], title: str) -> Table:
         of_model = [run.metrics for run in runs if run.model == model]
         table.add_row(model, *(_mean(of_model, task, metric) for task in tasks for metric in METRICS))
     if any(run.metrics["click"]["best_auc"] is not None for run in runs):
-        every = [run.metrics for run in runs]
+        every = [run.metrics for run in runs if run.model == runs[0].model]  # the same for all models
         best = [["best_auc", "", "best_log_loss", ""] for _ in tasks]
         cells = [_mean(every, t, m) if m else "" for t, ms in zip(tasks, best, strict=True) for m in ms]
         table.add_row("best attainable", *cells, style="dim")
@@ -104,9 +107,8 @@ def scenario_table(runs: Sequence[Run]) -> Table:
 def retrieval_table(manifest: Mapping[str, Any]) -> Table:
     """How often the next click is among the first k POIs that a way of retrieval names."""
     metrics = manifest["metrics"]
-    table = Table(
-        title=f"hit rate of the next click ({metrics['clicks']} clicks, {metrics['pois']} POIs)", title_justify="left"
-    )
+    title = f"hit rate of the next click ({metrics['clicks']} clicks, {metrics['pois']} POIs)"
+    table = Table(title=title, title_justify="left", min_width=len(title))
     ways = metrics["hit_rate"]
     ks = list(dict.fromkeys(k for rates in ways.values() for k in rates))
     table.add_column("retrieval by")

@@ -183,7 +183,6 @@ def serve(
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    log.info("serving %s on port %d", bundle.name, running.port)
     started(running)
     stopped.wait()
     running.stop()

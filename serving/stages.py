@@ -7,8 +7,11 @@ A stage notes what it was made from (its configuration, the state of the files t
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +49,14 @@ class Stamp:
     def set(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(self.state)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Feast's own printing and the deprecations of its libraries off the screen; errors still come through."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
@@ -86,9 +97,12 @@ def embed(workspace: Workspace, model: str, report: Report) -> bool:
 
 def apply(workspace: Workspace, profile: str = EMBEDDED) -> Any:
     """Definitions -> registry. Returns the store."""
+    import feast  # noqa: F401  # it sets warning filters of its own when first imported, so it goes before `quiet`
+
     from feature_repo import store
 
-    return store.apply(workspace, profile)
+    with quiet():
+        return store.apply(workspace, profile)
 
 
 def materialize(workspace: Workspace, store: Any, end: datetime | None = None, report: Report | None = None) -> bool:
@@ -105,11 +119,18 @@ def materialize(workspace: Workspace, store: Any, end: datetime | None = None, r
     for done, view in enumerate(views):
         if report is not None:
             report(f"materialise {view}", done, len(views))
-        store.materialize(BEGINNING, end, feature_views=[view])
+        with quiet():
+            store.materialize(_start(store, view, end), end, feature_views=[view])
     if report is not None:
         report("materialise", len(views), len(views))
     stamp.set()
     return True
+
+
+def _start(store: Any, view: str, end: datetime) -> datetime:
+    """From when on values of a view can still be alive at `end`: older ones would be served as missing anyway."""
+    ttl = store.get_feature_view(view).ttl
+    return end - ttl if ttl else BEGINNING
 
 
 def service_name(store: Any, model: str) -> str:
@@ -130,7 +151,8 @@ def training_set(workspace: Workspace, store: Any, report: Report) -> Path:
 
     split = Schema.load(workspace.schema).split
     pull = Pull(service=service_name(store, WIDEST), start=split.train, end=split.end)
-    return backfill(workspace, store, pull, lambda done, total: report("point-in-time pull", done, total))
+    with quiet():
+        return backfill(workspace, store, pull, lambda done, total: report("point-in-time pull", done, total))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ class Bundle:
         }
         for space, vectors in self.matrices.items():
             arrays = {"matrix": vectors.matrix, "rows": vectors.rows, "available_at": vectors.available_at}
-            tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+            tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
             files[f"vectors/{space}.safetensors"] = safetensors.torch.save(tensors)
             files[f"vectors/{space}.keys.json"] = json.dumps(vectors.keys.to_pylist(), ensure_ascii=False).encode()
         return files

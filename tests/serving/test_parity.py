@@ -23,7 +23,6 @@ import yaml
 from feast import FeatureStore
 
 from feature_repo import columns
-from feature_repo.behaviour import TTL
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.workspace import Workspace
 from serving import stages, wire
@@ -101,6 +100,8 @@ class Draw:
 
 @pytest.fixture(scope="module")
 def phases(city) -> tuple[Phase, Phase]:
+    from feature_repo.behaviour import TTL  # the definitions can be read once the city is there
+
     draw = Draw.of(city.workspace, seed=3)
     night = [SUMMER_TIME_ENDED + timedelta(seconds=float(s)) for s in draw.rng.uniform(0, 86_399, NIGHT_REQUESTS)]
     night[: len(REPEATED_HOUR)] = REPEATED_HOUR

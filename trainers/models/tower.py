@@ -96,7 +96,7 @@ class QueryTower(nn.Module):
         inputs = (len(sizes.user) + len(sizes.scene) + 1) * config.embedding + sizes.numbers
         self.hidden = nn.Linear(inputs, config.hidden)
         self.taste = nn.Linear(config.hidden, config.taste)
-        self.reach = nn.Linear(config.hidden, sizes.place // 2)
+        self.reach = nn.Linear(config.hidden, sizes.place // 2) if sizes.place else None
         self.width = config.taste + sizes.place
 
     def forward(self, batch: Batch) -> Tensor:
@@ -107,6 +107,8 @@ class QueryTower(nn.Module):
         numbers_BD, place_BG = batch.numeric_BD[:, : sizes.numbers], batch.numeric_BD[:, sizes.numbers :]
         hidden_BH = F.relu(self.hidden(torch.cat([embedded_BFD.flatten(1), self._recent(batch), numbers_BD], dim=1)))
         taste_BE = F.normalize(self.taste(hidden_BH), dim=1)
+        if self.reach is None:
+            return taste_BE
         reach_BG = F.softplus(self.reach(hidden_BH)).repeat(1, 2)
         return F.normalize(torch.cat([taste_BE, reach_BG * place_BG], dim=1), dim=1)
 
