@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.parquet as pq
 
@@ -165,11 +165,17 @@ class TrainOptions:
 
 
 def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions, report: Report) -> Path:
-    """A training set -> a bundle, in `<workspace>/bundles/<model>`. Returns its folder."""
+    """A training set -> a bundle, in `<workspace>/bundles/<model>`. Returns its folder.
+
+    Raises ValueError for an unknown model or size.
+    """
     from feature_repo import services
     from trainers import rank, recipes
     from trainers.training_set import narrow, read
 
+    service = service_name(store, options.model)
+    if options.size not in get_args(recipes.Size):
+        raise ValueError(f"no recipe of size {options.size!r}; there are {', '.join(get_args(recipes.Size))}")
     folder = workspace.bundles / options.model
     stamp = Stamp.of(
         workspace,
@@ -189,10 +195,8 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
         rank.Parts(**tables, oracle=pq.read_table(oracle) if oracle.exists() else None),
         schema,
         matrices(workspace),
-        recipe(options.size),  # type: ignore[arg-type]  # an unknown size is refused by the recipe
-        rank.Provenance(
-            service=service_name(store, options.model), features=features, trained_until=schema.split.valid
-        ),
+        recipe(options.size),  # type: ignore[arg-type]  # one of the literal's words: checked above
+        rank.Provenance(service=service, features=features, trained_until=schema.split.valid),
         seed=options.seed,
         progress=lambda done, planned, note: report(f"train {options.model}: {note}", done, planned),
     )

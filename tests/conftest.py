@@ -6,14 +6,15 @@ import them. A test that needs another workspace uses a process of its own (`Pro
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["COLUMNS"] = "200"  # nothing that is printed is cut to a narrow terminal
 
 import pytest
 
@@ -52,12 +54,13 @@ class Project:
     def environment(self) -> dict[str, str]:
         """PYTHONPATH puts this checkout before the installed one."""
         named = {"PYTHONPATH": str(self.root), ENVIRONMENT_VARIABLE: str(self.workspace.root)}
-        return {**os.environ, **named, "COLUMNS": "200"}
+        return {**os.environ, **named}
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run `python ...` in the checkout and return what it printed."""
+    def run(self, *command: str, check: bool = True, bound: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `python ...` in the checkout and return what it printed; `bound`: the environment names the workspace."""
+        environment = {k: v for k, v in self.environment.items() if bound or k != ENVIRONMENT_VARIABLE}
         done = subprocess.run(
-            [sys.executable, *command], cwd=self.root, env=self.environment, capture_output=True, text=True
+            [sys.executable, *command], cwd=self.root, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0 or not check, f"{command} exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done
@@ -99,6 +102,34 @@ class Served:
 
 
 @dataclass(frozen=True)
+class Said:
+    """How a verb ended, and all that it printed."""
+
+    exit_code: int
+    output: str
+
+    @property
+    def words(self) -> str:
+        """The output without colours, frames and line breaks."""
+        return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", self.output).split())
+
+
+def verb(*arguments: str) -> Said:
+    """Run a verb of the command line in this process."""
+    from serving import cli, screen
+
+    printed = io.StringIO()
+    screen.console.file = printed
+    code = 0
+    with redirect_stdout(printed), redirect_stderr(printed):
+        try:
+            cli.app(list(arguments), prog_name="scenerank")
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Said(code, printed.getvalue())
+
+
+@dataclass(frozen=True)
 class City(Project):
     """The city of this process, from source tables to two bundles and an index.
 
@@ -108,18 +139,17 @@ class City(Project):
 
     printed: dict[str, str] = field(default_factory=dict)
 
-    def verb(self, *arguments: str) -> Any:
-        """Run a verb of the command line in this process; a `click.testing.Result`."""
-        from typer.testing import CliRunner
-
-        from serving.cli import app
-
-        return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
-
     def make(self, name: str, *options: str) -> None:
-        done = self.verb(name, *options)
-        assert done.exit_code == 0, f"{name} {options} exited {done.exit_code}:\n{done.output}\n{done.exception!r}"
+        done = verb(name, *options)
+        assert done.exit_code == 0, f"{name} {options} exited {done.exit_code}:\n{done.output}"
         self.printed[name] = self.printed.get(name, "") + done.output
+
+
+@pytest.fixture
+def scenerank(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """`scenerank(verb, ...)` in this process; a workspace that it activates is forgotten afterwards."""
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE])
+    return lambda *arguments: verb(*(str(a) for a in arguments))
 
 
 @pytest.fixture(scope="session")

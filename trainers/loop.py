@@ -44,8 +44,8 @@ class FitConfig:
     """
 
     epochs: int = 8
-    batch_size: int = 2048
-    learning_rate: float = 2e-3
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
     warmup_steps: int = 50
     schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: float = 1e-4

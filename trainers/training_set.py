@@ -140,7 +140,9 @@ def join(workspace: Workspace, store: Any, service: str, spine: pa.Table) -> pa.
     values = ordered.drop_columns([name for name in ordered.column_names if name in asked.column_names])
     table = asked
     for name in values.column_names:
-        table = table.append_column(name, values[name])
+        # A scene feature that says nothing in the whole slice comes back without a type; its values are words.
+        column = values[name].cast(pa.string()) if pa.types.is_null(values[name].type) else values[name]
+        table = table.append_column(name, column)
     return with_scene_rows(table, schema, _scene_matrix(workspace, table))
 
 

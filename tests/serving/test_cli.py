@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from feature_repo import columns
 from feature_repo.datasets.choose import DATA_VARIABLE
 from feature_repo.datasets.schema import Schema
-from feature_repo.workspace import ENVIRONMENT_VARIABLE, Workspace
+from feature_repo.workspace import Workspace
 
 VERBS = (
     *("run", "data", "model", "embed", "apply", "diff", "materialize"),
@@ -25,40 +24,23 @@ TINY_CITY = ("--users", "20", "--days", "14", "--pois", "30")
 REWRITTEN = {"registry.db", "feature_store.yaml"}
 
 
-@pytest.fixture
-def invoke(monkeypatch):
-    """A verb in this process; the workspace that it activates is forgotten afterwards."""
-    from typer.testing import CliRunner
-
-    from serving.cli import app
-
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE])
-    monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-
-
-def said(result) -> str:
-    """Everything printed, without colours, frames and line breaks."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", result.output).split())
-
-
 def files(workspace: Workspace) -> dict[str, int]:
     """When each file of a workspace was written."""
     found = {str(p.relative_to(workspace.root)): p for p in workspace.root.rglob("*") if p.is_file()}
     return {name: path.stat().st_mtime_ns for name, path in found.items() if path.name not in REWRITTEN}
 
 
-def test_help_names_every_verb(invoke):
-    done = invoke("--help")
+def test_help_names_every_verb(scenerank):
+    done = scenerank("--help")
     assert done.exit_code == 0
-    assert [verb for verb in VERBS if not re.search(rf"\b{verb}\b", said(done))] == []
+    assert [verb for verb in VERBS if not re.search(rf"\b{verb}\b", done.words)] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(invoke, verb):
-    done = invoke(verb, "--help")
+def test_every_verb_explains_itself(scenerank, verb):
+    done = scenerank(verb, "--help")
     assert done.exit_code == 0
-    assert f"Usage: root {verb}" in said(done) or f" {verb} " in said(done)
+    assert f"Usage: scenerank {verb}" in done.words
 
 
 @pytest.mark.parametrize(
@@ -74,23 +56,24 @@ def test_every_verb_explains_itself(invoke, verb):
         (("train",), "feature_store.yaml is not there: run `scenerank apply` first"),
     ],
 )
-def test_a_mistake_is_named_with_its_remedy(invoke, tmp_path, command, message):
-    done = invoke(*command, "--workspace", tmp_path / "new")
+def test_a_mistake_is_named_with_its_remedy(scenerank, tmp_path, monkeypatch, command, message):
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    done = scenerank(*command, "--workspace", tmp_path / "new")
     assert done.exit_code == 2
-    assert message in said(done)
+    assert message in done.words
     assert "Traceback" not in done.output
     assert not (tmp_path / "new").exists()
 
 
-def test_data_that_was_made_is_not_made_again(invoke, tmp_path):
+def test_data_that_was_made_is_not_made_again(scenerank, tmp_path):
     workspace = Workspace(tmp_path / "city")
     command = ("data", "city", *TINY_CITY, "--workspace", workspace.root)
-    assert invoke(*command).exit_code == 0
+    assert scenerank(*command).exit_code == 0
     made = files(workspace)
     assert {"sources/impressions.parquet", "sources/user_state.parquet", "sources/poi_stats.parquet"} <= made.keys()
-    assert invoke(*command).exit_code == 0
+    assert scenerank(*command).exit_code == 0
     assert files(workspace) == made
-    assert invoke(*command, "--seed", "1").exit_code == 0
+    assert scenerank(*command, "--seed", "1").exit_code == 0
     assert files(workspace)["sources/impressions.parquet"] != made["sources/impressions.parquet"]
 
 
@@ -111,46 +94,54 @@ def test_what_the_verbs_said_when_they_made_the_city(city):
         ("index",),
     ],
 )
-def test_the_second_time_a_verb_makes_nothing(city, verb):
+def test_the_second_time_a_verb_makes_nothing(city, scenerank, verb):
     before = files(city.workspace)
-    done = city.verb(*verb)
+    done = scenerank(*verb)
     assert done.exit_code == 0, done.output
     assert files(city.workspace) == before
 
 
-def test_the_second_embedding_embeds_nothing(city, tiny_model):
+def test_the_second_embedding_embeds_nothing(city, scenerank, tiny_model):
     before = files(city.workspace)
-    assert city.verb("embed", "--language-model", str(tiny_model)).exit_code == 0
+    assert scenerank("embed", "--language-model", str(tiny_model)).exit_code == 0
     assert files(city.workspace) == before
 
 
-def test_diff_says_nothing_after_apply(city):
-    done = city.verb("diff")
+def test_diff_says_nothing_after_apply(city, scenerank):
+    done = scenerank("diff")
     assert (done.exit_code, done.output) == (0, "")
 
 
-def test_a_backfill_of_one_scenario_and_time_range(city):
+def test_a_backfill_of_one_scenario_and_time_range(city, scenerank):
     split = Schema.load(city.workspace.schema).split
     start, end = (f"{moment:%Y-%m-%d}" for moment in (split.valid, split.end))
-    done = city.verb("backfill", "--model", "ple", "--scenario", "search", "--from", start, "--to", end)
+    done = scenerank("backfill", "--model", "ple", "--scenario", "search", "--from", start, "--to", end)
     assert done.exit_code == 0, done.output
     folder = Path(done.output.split()[-1])
     pulled = pq.read_table(sorted(folder.glob("part-*.parquet")))
     asked = pq.read_table(city.workspace.source("impressions"))
     day = pc.strftime(asked[columns.EVENT_TIMESTAMP], "%Y-%m-%d")
-    mine = pc.and_(
-        pc.equal(asked[columns.SCENARIO_ID], "search"), pc.and_(pc.greater_equal(day, start), pc.less(day, end))
-    )
+    mine = pc.and_(pc.greater_equal(day, start), pc.less(day, end))
+    mine = pc.and_(mine, pc.equal(asked[columns.SCENARIO_ID], "search"))
     assert pulled[columns.ROW_ID].to_pylist() == asked.filter(mine)[columns.ROW_ID].to_pylist()
     assert not any(name.startswith("scene_") for name in pulled.column_names)
     shutil.rmtree(folder)
+
+
+def test_the_loop_starts_with_data(project):
+    done = project.scenerank("apply", check=False)
+    assert done.returncode == 2
+    assert "holds no source tables: run `scenerank data city` first" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         (("train", "--model", "dlrm"), "no model 'dlrm'; there are ple, ple_scene_ids, larr"),
-        (("train", "--model", "ple", "--recipe", "vast"), "vast"),
+        (
+            ("train", "--model", "ple", "--recipe", "vast"),
+            "no recipe of size 'vast'; there are tiny, default, reference",
+        ),
         (("backfill", "--scenario", "siesta"), "no impressions of scenario 'siesta'"),
         (("serve", "--model", "ple_scene_ids"), "bundles/ple_scene_ids"),
         (("serve", "--address", "0.0.0.0:0"), "0.0.0.0"),
@@ -158,24 +149,24 @@ def test_a_backfill_of_one_scenario_and_time_range(city):
         (("rank", "--address", "127.0.0.1:1"), "UNAVAILABLE"),
     ],
 )
-def test_a_mistake_about_a_city_that_is_there(city, command, message):
-    done = city.verb(*command)
+def test_a_mistake_about_a_city_that_is_there(city, scenerank, command, message):
+    done = scenerank(*command)
     assert done.exit_code == 2, done.output
-    assert message in said(done)
+    assert message in done.words
 
 
-def test_a_served_city_answers_the_verbs(city):
+def test_a_served_city_answers_the_verbs(city, scenerank):
     with city.served("--model", "ple") as served:
-        ranked = city.verb("rank", "--address", served.address, "--limit", "3")
+        ranked = scenerank("rank", "--address", served.address, "--limit", "3")
         assert ranked.exit_code == 0, ranked.output
         assert len(re.findall(r"^│ +\d+ │", ranked.output, re.MULTILINE)) == 3
-        named = city.verb("rank", "v1", "nowhere", "--address", served.address, "--user", "u1", "--scenario", "search")
+        named = scenerank("rank", "v1", "nowhere", "--address", served.address, "--user", "u1", "--scenario", "search")
         assert named.exit_code == 0, named.output
         assert "u1 in search" in named.output and "nowhere" in named.output
-        found = city.verb("recommend", "--address", served.address, "--limit", "5", "--scene", "weather=snow")
+        found = scenerank("recommend", "--address", served.address, "--limit", "5", "--scene", "weather=snow")
         assert found.exit_code == 0, found.output
-        assert "weather snow" in said(found)
+        assert "weather snow" in found.words
         assert len(re.findall(r"^│ +\d+ │", found.output, re.MULTILINE)) == 5
-        wrong = city.verb("rank", "--address", served.address, "--scenario", "siesta")
+        wrong = scenerank("rank", "--address", served.address, "--scenario", "siesta")
         assert wrong.exit_code == 2
-        assert "context.scenario_id: 'siesta' is unknown" in said(wrong)
+        assert "context.scenario_id: 'siesta' is unknown" in wrong.words

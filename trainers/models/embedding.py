@@ -86,31 +86,40 @@ class FrozenVectors(nn.Module):
 
     The matrix is a constant and no part of the weights; row 0 means "missing" and becomes a learned vector. Each
     distinct row is projected once per call. Centring matters: the vectors of a language model share one large common
-    direction that says nothing.
+    direction that says nothing, and those of one slot's sentences another one, that of the sentence around the value.
+
+    Args:
+        slots: with more than one, the last dimension of rows runs over slots, each centred on its own mean; one scale
+            serves all, so that a slot of values that hardly differ is not blown up.
     """
 
     matrix: Tensor
-    mean_V: Tensor
+    mean_SV: Tensor
     scale_V: Tensor
 
-    def __init__(self, matrix_RV: Tensor, width: int) -> None:
+    def __init__(self, matrix_RV: Tensor, width: int, *, slots: int = 1) -> None:
         super().__init__()
         size = matrix_RV.shape[1]
         self.register_buffer("matrix", matrix_RV, persistent=False)
-        self.register_buffer("mean_V", torch.zeros(size))
+        self.register_buffer("mean_SV", torch.zeros(slots, size))
         self.register_buffer("scale_V", torch.ones(size))
         self.projection = nn.Linear(size, width)
         self.missing = nn.Parameter(torch.zeros(width))
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:
-        """Take mean and deviation from the distinct rows that training reads (row 0 does not count)."""
-        used = torch.unique(rows)
-        vectors = self.matrix[used[used > 0]]
-        if len(vectors) < 2:
+        """Take means and deviations from the distinct rows that training reads (row 0 does not count)."""
+        slots = len(self.mean_SV)
+        centred = []
+        for slot, of_slot in enumerate(rows.reshape(-1, slots).unbind(1)):
+            used = torch.unique(of_slot)
+            vectors = self.matrix[used[used > 0]]
+            if len(vectors):
+                self.mean_SV[slot] = vectors.mean(dim=0)
+                centred.append(vectors - self.mean_SV[slot])
+        if sum(map(len, centred)) < 2:
             return
-        self.mean_V.copy_(vectors.mean(dim=0))
-        deviation = vectors.std(dim=0)
+        deviation = torch.cat(centred).square().mean(dim=0).sqrt()
         # The floor keeps a column that hardly varies from being blown up in a row that was not seen.
         self.scale_V.copy_(torch.clamp(deviation, min=0.1 * float(deviation.mean()) + 1e-6))
 
@@ -122,9 +131,13 @@ class FrozenVectors(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows (int64) of any shape -> (..., width)."""
-        used, inverse = torch.unique(rows, return_inverse=True)
-        projected = self.projection((self.matrix[used] - self.mean_V) / self.scale_V)
-        projected = torch.where((used == 0)[:, None], self.missing, projected)
+        slots = len(self.mean_SV)
+        # A row and its slot in one number, so that each distinct pair is projected once.
+        pairs = rows * slots + torch.arange(slots, device=rows.device) if slots > 1 else rows
+        used, inverse = torch.unique(pairs, return_inverse=True)
+        row = torch.div(used, slots, rounding_mode="floor")
+        projected = self.projection((self.matrix[row] - self.mean_SV[used % slots]) / self.scale_V)
+        projected = torch.where((row == 0)[:, None], self.missing, projected)
         return projected[inverse]
 
 

