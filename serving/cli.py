@@ -43,9 +43,14 @@ LimitOption = Annotated[int, typer.Option(help="Rows to show.")]
 FromOption = Annotated[Path | None, typer.Option("--from", help="Raw file or folder; a mapping file for `mapping`.")]
 
 
-def workspace_of(path: Path | None) -> Workspace:
-    """The workspace that a verb works in: the option, the environment, or the city's."""
-    return activate(path or Path(os.environ.get(ENVIRONMENT_VARIABLE, DEFAULT)))
+def root_of(path: Path | None, name: str = DEFAULT.name) -> Path:
+    """The folder of the workspace that a verb works in: the option, the environment, or `.scenerank/<name>`."""
+    return path or Path(os.environ.get(ENVIRONMENT_VARIABLE, DEFAULT.with_name(name)))
+
+
+def workspace_of(path: Path | None, name: str = DEFAULT.name) -> Workspace:
+    """The same, as the workspace of this process."""
+    return activate(root_of(path, name))
 
 
 @contextmanager
@@ -74,7 +79,7 @@ def run(
     from serving import demo, screen
 
     names = tuple(models.split(","))
-    base = workspace or DEFAULT.parent / (dataset.value if size == "default" else f"{dataset.value}-{size}")
+    base = root_of(workspace, dataset.value if size == "default" else f"{dataset.value}-{size}")
     with explained():
         roots = {at: base if at == 0 else base.with_name(f"{base.name}-seed{at}") for at in range(seed, seed + seeds)}
         if seeds > 1:
@@ -111,7 +116,7 @@ def data(
 
     with explained(), screen.stage(f"source tables of {dataset.value}") as report:
         options = Options(size=size, users=users, days=days, pois=pois, seed=seed, source=source)
-        stages.data(workspace_of(workspace or DEFAULT.parent / dataset.value), choose(dataset, options), report)
+        stages.data(workspace_of(workspace, dataset.value), choose(dataset, options), report)
 
 
 @app.command()

@@ -82,11 +82,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 def print_metrics(runs: Sequence[screen.Run], workspace: Workspace, dataset: str) -> None:
     """The models side by side on the test part, by scenario, and what retrieval finds."""
-    start, end = Schema.load(workspace.schema).split.bounds("test")
+    schema = Schema.load(workspace.schema)
+    start, end = schema.split.bounds("test")
     seeds = sorted({run.seed for run in runs})
     title = f"{dataset}, test part {start:%Y-%m-%d} to {end:%Y-%m-%d} (held out by time), seeds {seeds}"
     screen.console.print()
     screen.console.print(screen.metrics_table(runs, title))
+    screen.console.print(f"[dim]{schema.notes}[/]")
     screen.console.print(screen.scenario_table(runs))
     screen.console.print(screen.retrieval_table(index_metrics(workspace)))
 

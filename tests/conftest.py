@@ -7,13 +7,14 @@ import them. A test that needs another workspace uses a process of its own (`Pro
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import date
@@ -41,6 +42,16 @@ SENTENCES = (
     "It is raining; the park is empty and the library is full of people reading in silence.",
 )
 START_SECONDS = 120
+VERBS = """
+import json, sys
+from serving.cli import app
+for verb in json.loads(sys.argv[1]):
+    try:
+        app(verb)
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,10 @@ class Project:
 
     def scenerank(self, *verb: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run("-m", "serving.cli", *verb, check=check)
+
+    def verbs(self, *verbs: Sequence[str]) -> str:
+        """Several verbs, one after the other, in one process: Feast takes its time to load."""
+        return self.run("-c", VERBS, json.dumps(verbs)).stdout
 
     @contextmanager
     def served(self, *options: str) -> Iterator[Served]:
@@ -214,9 +229,15 @@ def city(tiny_model: Path) -> City:
 
 
 @pytest.fixture
+def checkout(tmp_path: Path) -> Project:
+    """The sources as they are, with a new workspace."""
+    return Project(ROOT, Workspace(tmp_path / "city"))
+
+
+@pytest.fixture
 def project(tmp_path: Path) -> Project:
     """A copy of the sources with the workspace where a fresh clone has it; nothing is in it yet."""
     root = tmp_path / "project"
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, root / package, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     return Project(root, Workspace(root / ".scenerank" / "city"))

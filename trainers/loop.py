@@ -25,7 +25,7 @@ Progress = Callable[[int, int, str], None]  # steps done, steps planned, what to
 Measure = Callable[[], Mapping[str, float]]  # numbers of the validation part, `FitConfig.watch` among them
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ValueError):
     """Training cannot go on; the message says at which step, and why."""
 
 
@@ -43,7 +43,7 @@ class FitConfig:
         watch: the validation measure that early stopping maximises; "auc" is the mean of click's and order's.
     """
 
-    epochs: int = 8
+    epochs: int = 5
     batch_size: int = 1024
     learning_rate: float = 1e-3
     warmup_steps: int = 50

@@ -39,7 +39,7 @@ def ple(size: Size = "default") -> Recipe:
 def ple_scene_ids(size: Size = "default") -> Recipe:
     """PLE with the scene values as ids, concatenated: what context alone is worth. The honest baseline of LARR.
 
-    Joined by LARR's encoder, ids do slightly worse on the validation part of the city; the baseline gets the better way.
+    Joined by LARR's encoder, ids do slightly worse on the validation part of the city: the baseline has the better way.
     """
     use = SceneUse.Config(encoder=replace(_encoder(size, "ids"), aggregate="concat"))
     return Recipe(name="ple_scene_ids", model=replace(_model(size), scene=use), fit=_fit(size))
@@ -57,7 +57,7 @@ def _model(size: Size) -> Ranker.Config:
             features = FeatureEmbedding.Config(width=8, product_width=8)
             backbone = Ple.Config(expert_widths=(16, 8), tower_widths=(8,))
         case "default":
-            features = FeatureEmbedding.Config(width=16, product_width=32, unknown_rate=0.05, dropout=0.1)
+            features = FeatureEmbedding.Config(width=16, product_width=64, unknown_rate=0.05, dropout=0.1)
             backbone = Ple.Config(expert_widths=(128, 64), tower_widths=(32,), dropout=0.1)
         case "reference":
             features = FeatureEmbedding.Config(width=16, product_width=64)
@@ -70,7 +70,7 @@ def _encoder(size: Size, tokens: Literal["vectors", "ids"]) -> SceneEncoder.Conf
         case "tiny":
             return SceneEncoder.Config(tokens=tokens, width=8, heads=2, feed_forward=16, output=8)
         case "default":
-            return SceneEncoder.Config(tokens=tokens, width=64, output=32, unknown_rate=0.05)
+            return SceneEncoder.Config(tokens=tokens, width=64, output=64, unknown_rate=0.05)
         case "reference":
             return SceneEncoder.Config(tokens=tokens, width=128, feed_forward=512, output=64)
 

@@ -14,7 +14,7 @@ MODULES = ("entities", "users", "pois", "scenarios", "knowledge", "on_demand", "
 def test_feastignore_hides_every_module_but_the_definitions():
     lines = (REPOSITORY / ".feastignore").read_text().split()
     modules = {path.name for path in REPOSITORY.glob("*.py")} - NOT_IGNORED
-    folders = {path.name for path in REPOSITORY.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    folders = {path.name for path in REPOSITORY.iterdir() if path.is_dir() and path.name[0] not in "._"}
     assert sorted(lines) == sorted(modules | folders)
 
 

@@ -17,11 +17,11 @@ FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 70, 10  # branches are ruff's: C90
 # Calls that run what they are given, or what they load.
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "torch.load", "pickle.load", "pickle.loads", "np.load"}
 # Column names that are no everyday words: whoever spells one outside columns.py should have imported it. Raw logs have
-# names of their own, which may be the same; so do scene features.
+# names of their own, which may be the same; so do scene features, and the entity `scene_value`.
 COLUMN_NAMES = {
     value for name, value in vars(columns).items() if name.isupper() and isinstance(value, str) and "_" in value
-} - {feature.name for feature in scenes.FEATURES}
-SPELL_COLUMNS = ("feature_repo/columns.py", "feature_repo/datasets/")
+} - {columns.SCENE_VALUE, *(feature.name for feature in scenes.FEATURES)}
+SPELL_COLUMNS = ("feature_repo/columns.py", "feature_repo/datasets/", "benchmarks/")
 
 
 def sources() -> list[str]:

@@ -145,3 +145,13 @@ def test_scene_values_embedded_after_training_are_read() -> None:
     assert torch.equal(network(rows).click_logit_B, before)
     late = replace(rows, scene_row_US=torch.full_like(rows.scene_row_US, 8))
     assert bool(torch.isfinite(network(late).click_logit_B).all())
+
+
+def test_rows_of_one_scene_are_no_negatives_of_each_other() -> None:
+    """All rows in one scene: there is no other scene to be told from, so alignment costs nothing."""
+    rows = batch()
+    network = ranker(SceneUse.Config(encoder=ENCODER, tap="input")).train()
+    together = replace(rows, scene_of_row_B=torch.zeros_like(rows.scene_of_row_B))
+    loss = LossConfig(aligned_rows="all")
+    assert float(ranking_loss(network(together), together, loss).parts["alignment"]) == 0.0
+    assert float(ranking_loss(network(rows), rows, loss).parts["alignment"]) > 0.1

@@ -1,0 +1,186 @@
+"""Point-in-time joins: our ASOF store against Feast's DuckDB store, DuckDB and polars by hand, on the same data.
+
+Three views of `entities` keys with `versions` rows each, TTL 365 days; every engine runs in a process of its own, which
+reports seconds of the join and its peak memory above that after the imports. All engines must agree on a checksum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+VIEWS = 3
+DAY_US = 86_400_000_000
+START_US = 1_600_000_000_000_000
+TIME = pa.timestamp("us", tz="UTC")
+ENGINES = ("asof-store", "feast-duckdb", "duckdb-by-hand", "polars")
+
+
+def write_data(folder: Path, spine_rows: int, entities: int, versions: int) -> None:
+    """The spine and the views: every entity has a version about every 365 / versions days."""
+    rng = np.random.default_rng(0)
+    span = 365 * DAY_US
+    for view in range(VIEWS):
+        keys = np.repeat(np.arange(entities), versions)
+        times = np.sort(rng.integers(0, span, len(keys))) + START_US
+        values = rng.normal(size=len(keys))
+        table = {"id": rng.permutation(keys), "event_timestamp": pa.array(times, pa.int64()).cast(TIME)}
+        pq.write_table(pa.table({**table, f"value_{view}": values}), folder / f"view_{view}.parquet")
+    spine = {
+        "row": np.arange(spine_rows),
+        "id": rng.integers(0, entities, spine_rows),
+        "event_timestamp": pa.array(rng.integers(0, span, spine_rows) + START_US, pa.int64()).cast(TIME),
+    }
+    pq.write_table(pa.table(spine), folder / "spine.parquet")
+
+
+def feast_job(folder: Path, offline: str) -> Callable[[], pa.Table]:
+    """Feast's `get_historical_features` on an offline store."""
+    from datetime import timedelta
+
+    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
+    from feast.types import Float64
+    from feast.value_type import ValueType
+
+    entity = Entity(name="id", join_keys=["id"], value_type=ValueType.INT64)
+    views = [
+        FeatureView(
+            name=f"view_{view}",
+            entities=[entity],
+            ttl=timedelta(days=365),
+            schema=[Field(name=f"value_{view}", dtype=Float64)],
+            source=FileSource(path=str(folder / f"view_{view}.parquet"), timestamp_field="event_timestamp"),
+        )
+        for view in range(VIEWS)
+    ]
+    config: dict[str, Any] = {
+        "registry": {"registry_type": "sql", "path": f"sqlite:///{folder}/{offline[-5:]}.db"},
+        "offline_store": {"type": offline},
+        "online_store": {"type": "sqlite", "path": f"{folder}/online.db"},
+    }
+    store = FeatureStore(
+        config=RepoConfig(project="pit", provider="local", entity_key_serialization_version=3, **config)
+    )
+    store.apply([entity, *views])
+    spine = pq.read_table(folder / "spine.parquet").to_pandas()
+    names = [f"view_{view}:value_{view}" for view in range(VIEWS)]
+    return lambda: store.get_historical_features(spine, names).to_arrow()
+
+
+def duckdb_job(folder: Path) -> Callable[[], pa.Table]:
+    """What one would write by hand: a chain of ASOF joins."""
+    import duckdb
+
+    joins = " ".join(
+        f"ASOF LEFT JOIN read_parquet('{folder}/view_{v}.parquet') v{v} "
+        f"ON s.id = v{v}.id AND s.event_timestamp >= v{v}.event_timestamp"
+        for v in range(VIEWS)
+    )
+    values = ", ".join(f"value_{v}" for v in range(VIEWS))
+    spine = pq.read_table(folder / "spine.parquet")
+
+    def join() -> pa.Table:
+        with duckdb.connect() as db:
+            db.execute("SET asof_loop_join_threshold = 0")
+            db.register("spine", spine)
+            return db.execute(f"SELECT s.row, {values} FROM spine s {joins}").to_arrow_table()
+
+    return join
+
+
+def polars_job(folder: Path) -> Callable[[], pa.Table]:
+    """polars `join_asof`, sorting included."""
+    import polars as pl
+
+    spine = pl.read_parquet(folder / "spine.parquet")
+
+    def join() -> pa.Table:
+        joined = spine.sort("event_timestamp")
+        for view in range(VIEWS):
+            versions = pl.read_parquet(folder / f"view_{view}.parquet").sort("event_timestamp")
+            joined = joined.join_asof(versions, on="event_timestamp", by="id")
+        return joined.to_arrow()
+
+    return join
+
+
+def measure(engine: str, folder: Path) -> None:
+    """Run one engine in this process and print its measurements as JSON."""
+    warnings.simplefilter("ignore")
+    jobs: dict[str, Callable[[], Callable[[], pa.Table]]] = {
+        "asof-store": lambda: feast_job(folder, "feature_repo.stores.asof.AsofOfflineStore"),
+        "feast-duckdb": lambda: feast_job(folder, "duckdb"),
+        "duckdb-by-hand": lambda: duckdb_job(folder),
+        "polars": lambda: polars_job(folder),
+    }
+    join = jobs[engine]()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    table = join()
+    seconds = time.perf_counter() - started
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    checksum = [pc.sum(table[f"value_{view}"]).as_py() for view in range(VIEWS)]
+    print(json.dumps({"seconds": seconds, "mib": memory, "rows": len(table), "checksum": checksum}))
+
+
+def run(folder: Path, repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds and memory of every engine, engines taking turns. Raises AssertionError where they disagree."""
+    found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
+    for _ in range(repeats):
+        for engine in ENGINES:
+            command = [sys.executable, __file__, "--engine", engine, "--folder", str(folder)]
+            answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+            found[engine].append(json.loads(answer))
+            print(engine, answer, flush=True)
+    first = found[ENGINES[0]][0]
+    for results in found.values():
+        assert results[0]["rows"] == first["rows"] and np.allclose(results[0]["checksum"], first["checksum"])
+    return {e: {k: float(np.median([r[k] for r in rs])) for k in ("seconds", "mib")} for e, rs in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spine", type=int, default=1_000_000, help="spine rows")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="rows of each view")
+    parser.add_argument("--versions", type=int, nargs="+", default=[100], help="rows of each entity")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.engine:
+        measure(options.engine, options.folder)
+        return
+    from report import Row, write
+
+    rows = []
+    for versions in options.versions:
+        with tempfile.TemporaryDirectory(prefix="pit-") as name:
+            write_data(Path(name), options.spine, options.rows // versions, versions)
+            result = run(Path(name), options.repeats)
+        ours = result["asof-store"]
+        for reference in ENGINES[1:]:
+            label = f"time-vs-{reference}-{versions}"
+            theirs = result[reference]["seconds"]
+            same = {"ours": ours["seconds"], "reference": theirs, "unit": "s", "n": options.spine}
+            rows.append(Row(name=label, better="lower", **same))
+        memory = {"ours": ours["mib"], "reference": result["feast-duckdb"]["mib"], "unit": "MiB", "n": options.spine}
+        rows.append(Row(name=f"memory-vs-feast-duckdb-{versions}", better="lower", **memory))
+    write("pit", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""How every benchmark reports: a row per comparison, in `benchmarks/results/<file>.json` and as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One comparison, both sides measured in one run: ratio = ours / reference."""
+
+    name: str
+    ours: float
+    reference: float
+    better: Literal["lower", "higher"]
+    unit: str
+    n: int
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.reference
+
+
+def write(benchmark: str, rows: list[Row]) -> Path:
+    """Write and print the rows of one benchmark."""
+    about = {"machine": machine(), "commit": commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{benchmark}.json"
+    path.write_text(json.dumps([{**asdict(r), "ratio": r.ratio, **about} for r in rows], indent=1) + "\n")
+    table = Table(title=f"{benchmark}: {about['machine']}, commit {about['commit']}", title_justify="left")
+    for name in ("name", "ours", "reference", "ratio", "better", "unit", "n"):
+        table.add_column(name, justify="left" if name in ("name", "better", "unit") else "right")
+    for r in rows:
+        table.add_row(r.name, f"{r.ours:.3g}", f"{r.reference:.3g}", f"{r.ratio:.3f}", r.better, r.unit, f"{r.n:,}")
+    Console(width=120).print(table)
+    return path
+
+
+def machine() -> str:
+    """Processor, cores and memory, in a line."""
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{cpu.partition(':')[2].strip() or platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def commit() -> str:
+    """The commit that was measured, with a mark where the tree had changes."""
+    here = Path(__file__).parent
+    name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True).stdout
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True).stdout
+    return name.strip() + ("+changes" if changed else "")
