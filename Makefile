@@ -51,7 +51,7 @@ proto: setup ## Generate the gRPC stubs again
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/serving/v1/recommender.proto
 
 bench: setup ## Every benchmark, into benchmarks/results
-	@for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean: ## Remove what runs left behind (not the virtual environment)
 	@rm -rf .scenerank .mypy_cache .ruff_cache .pytest_cache .hypothesis
