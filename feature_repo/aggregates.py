@@ -4,8 +4,8 @@ that a user's last clicks left behind.
 A count changes when an event enters its window and when it leaves it; both moments are rounded up to the next midnight
 (UTC), so a row per change day says all there is, and the newest row at or before T counts events strictly before T
 only. An event enters at its *outcome* time, because an impression without an outcome says nothing yet.
-State (`user_state`) changes with every click and is stamped one microsecond after it: a join at the very moment of the
-click does not see it.
+State (`user_state`) changes with every click and is stamped with the next full second after it: a join at the very
+moment of the click does not see it, and online stores, which keep whole seconds, agree with offline ones to the edge.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def counts_sql(owner: str, keys: Sequence[str]) -> str:
 
 
 def state_sql() -> str:
-    """Rows of `user_state`, one a click: the last POIs newest first with their times, and what the last one was."""
+    """Rows of `user_state`, one a user and second with clicks: the last POIs, newest first, and what the last was."""
     click = columns.OUTCOME_TIMESTAMP
-    knowable = f"{click} + INTERVAL 1 MICROSECOND"
+    knowable = f"date_trunc('second', {click}) + INTERVAL 1 SECOND"
     window = f"""PARTITION BY {columns.USER_ID} ORDER BY {click}, {columns.ROW_ID}
                  ROWS BETWEEN {columns.RECENT_LENGTH - 1} PRECEDING AND CURRENT ROW"""
     so_far = f"PARTITION BY {columns.USER_ID} ORDER BY {click}, {columns.ROW_ID}"
@@ -98,7 +98,8 @@ def state_sql() -> str:
                    {columns.CATEGORY} AS {columns.LAST_CATEGORY}, {columns.SPECIALTY} AS {columns.LAST_SPECIALTY},
                    max(CASE WHEN "{columns.ORDER}" = 1 THEN epoch_us({click}) END) OVER ({so_far})
                        AS {columns.LAST_ORDER_TIME},
-                   row_number() OVER (PARTITION BY {columns.USER_ID}, {click} ORDER BY {columns.ROW_ID} DESC) AS newest
+                   row_number() OVER (PARTITION BY {columns.USER_ID}, {knowable}
+                                      ORDER BY {click} DESC, {columns.ROW_ID} DESC) AS newest
             FROM events WHERE {columns.CLICK} = 1)
         SELECT * EXCLUDE (newest) FROM state WHERE newest = 1 ORDER BY {columns.EVENT_TIMESTAMP}, {columns.USER_ID}"""
 

@@ -31,9 +31,9 @@ def decode(text: str) -> np.ndarray:
 
 def is_open(texts: Sequence[str | None], hour_of_week: np.ndarray) -> np.ndarray:
     """For n POIs and n local hours of the week (0..167): 1.0 open, 0.0 closed, NaN where hours are unknown."""
-    tables = {text: decode(text) for text in set(texts) if text}
-    pairs = zip(texts, hour_of_week, strict=True)
-    return np.array([tables[t][h] if t else np.nan for t, h in pairs], dtype=np.float64)
+    codes, known = pd.factorize(np.array([text or None for text in texts], dtype=object))
+    tables = np.array([*(decode(text) for text in known), np.full(HOURS_A_WEEK, np.nan)], dtype=np.float64)
+    return tables[codes, hour_of_week]  # code -1, no hours, is the last table
 
 
 def hour_of_week(times_us: np.ndarray, timezone: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from feature_repo import columns
 from feature_repo.scenes import EVENT_TIME_US
-from trainers.encoding import Encoding, derive_numbers, log_hours
+from trainers.encoding import Encoding, derive_numbers, log_hours, recent_clicks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +83,12 @@ def _recent(table: pa.Table, encoding: Encoding) -> tuple[np.ndarray, np.ndarray
     """Ids and log ages, (B, N) each, of the lists of recent POIs, cut or padded to `columns.RECENT_LENGTH`."""
     shape = (len(table), columns.RECENT_LENGTH)
     ids, ages = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
-    pois, times = (table[name].combine_chunks() for name in (columns.RECENT_POIS, columns.RECENT_TIMES))
-    lengths = pc.fill_null(pc.list_value_length(pois), 0).to_numpy().astype(np.int64)
-    if lengths.sum() == 0:
-        return ids, ages
-    row = np.repeat(np.arange(len(table)), lengths)
-    slot = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    row, pois, times = recent_clicks(table)
+    first = np.searchsorted(row, np.arange(len(table)))
+    slot = np.arange(len(row)) - first[row]
     kept = slot < columns.RECENT_LENGTH
-    flat_ids = encoding.vocabularies[columns.POI_ID].ids(pc.list_flatten(pois))
-    age_us = table[EVENT_TIME_US].to_numpy()[row] - pc.list_flatten(times).to_numpy()
-    ids[row[kept], slot[kept]] = flat_ids[kept]
+    age_us = table[EVENT_TIME_US].to_numpy()[row] - times
+    ids[row[kept], slot[kept]] = encoding.vocabularies[columns.POI_ID].ids(pois)[kept]
     ages[row[kept], slot[kept]] = log_hours(age_us.astype(np.float64)).astype(np.float32)[kept]
     return ids, ages
 

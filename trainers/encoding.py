@@ -185,11 +185,17 @@ def _smoothed(events: np.ndarray, trials: np.ndarray, prior: float) -> np.ndarra
 
 def _log_hours_since_poi(table: pa.Table, times_us: np.ndarray) -> np.ndarray:
     """log hours since this user last clicked this POI; NaN where it is not among the recent ones."""
-    rows = zip(
-        table[columns.POI_ID].to_pylist(),
-        table[columns.RECENT_POIS].to_pylist(),
-        table[columns.RECENT_TIMES].to_pylist(),
-        strict=True,
-    )
-    last = [float(at[pois.index(poi)]) if pois and poi in pois else np.nan for poi, pois, at in rows]
-    return log_hours(times_us - np.array(last, dtype=np.float64))
+    row, pois, times = recent_clicks(table)
+    same = pc.equal(pois, table[columns.POI_ID].combine_chunks().take(pa.array(row)))
+    hits = np.flatnonzero(pc.fill_null(same, False).to_numpy(zero_copy_only=False))[::-1]
+    last = np.full(len(table), np.nan)
+    last[row[hits]] = times[hits]  # backwards, so that the newest click of a row is written last
+    return log_hours(times_us - last)
+
+
+def recent_clicks(table: pa.Table) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+    """The recent clicks of all n rows' users in one list, newest first in each row: row, POI, time in us, (k,) each."""
+    pois, times = (table[name].combine_chunks() for name in (columns.RECENT_POIS, columns.RECENT_TIMES))
+    lengths = pc.fill_null(pc.list_value_length(pois), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    row = np.repeat(np.arange(len(table)), lengths)
+    return row, pc.list_flatten(pois).cast(pa.string()), pc.list_flatten(times).cast(pa.int64()).to_numpy()

@@ -102,7 +102,7 @@ def test_state_is_stamped_after_the_click_that_caused_it(tmp_path):
     state = pq.read_table(workspace.source(aggregates.USER_STATE)).to_pylist()
     assert len(state) == 1  # two clicks at one time are one change; an impression without a click is none
     click = START + timedelta(microseconds=1000)
-    assert state[0][columns.EVENT_TIMESTAMP] == click + timedelta(microseconds=1)
+    assert state[0][columns.EVENT_TIMESTAMP] == START + timedelta(seconds=1)
     assert state[0][columns.RECENT_POIS] == ["p2", "p0"]
     assert state[0][columns.LAST_CATEGORY] == "grill"
     assert state[0][columns.LAST_ORDER_TIME] == int(click.timestamp() * 1e6)

@@ -25,4 +25,4 @@ def test_committed_stubs_equal_generated_ones(generated: Path) -> None:
     names = {path.name for path in generated.iterdir()}
     assert names == {path.name for path in committed.iterdir() if path.suffix in (".py", ".pyi")} - {"__init__.py"}
     for name in names:
-        assert (committed / name).read_text() == (generated / name).read_text(), f"run `make stubs`: {name} is stale"
+        assert (committed / name).read_text() == (generated / name).read_text(), f"run `make proto`: {name} is stale"
