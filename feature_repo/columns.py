@@ -50,6 +50,16 @@ RECENT_LENGTH = 20
 CATEGORY_KEY = "category_key"
 DAYPART_KEY = "daypart_key"
 
+# Names that a dataset's own columns cannot have, in whatever table: pulls bring all tables together.
+RESERVED = frozenset(
+    {
+        *(USER_ID, POI_ID, SCENARIO_ID, SCENE_VALUE, REQUEST_ID, ROW_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP),
+        *(OUTCOME_TIMESTAMP, LOCAL_TIME, POSITION, PROPENSITY, CLICK, ORDER, LATITUDE, LONGITUDE, NAME, TEXT, CATEGORY),
+        *(SPECIALTY, OPEN_HOURS, POI_LATITUDE, POI_LONGITUDE, RECENT_POIS, RECENT_TIMES, LAST_CATEGORY, LAST_SPECIALTY),
+        *(LAST_ORDER_TIME, CATEGORY_KEY, DAYPART_KEY, "event_time_us"),
+    }
+)
+
 # Behaviour statistics: counts of these, in these windows.
 COUNTS = ("impressions", "clicks", "orders")
 WINDOW_DAYS = (7, 28)

@@ -19,10 +19,11 @@ import numpy as np
 import pandas as pd
 
 from feature_repo import columns
-from feature_repo.datasets.schema import Schema
+from feature_repo.datasets.schema import DataError, Schema
 from feature_repo.hours import hour_of_week
 
 EVENT_TIME_US = "event_time_us"  # microseconds since the epoch, UTC: the moment of the request
+NUMBERS = frozenset({"temperature"})  # request fields that declared features read as numbers; others are words
 STORED_INPUTS = (columns.LAST_CATEGORY, columns.LAST_SPECIALTY, columns.LAST_ORDER_TIME)
 
 
@@ -131,9 +132,14 @@ FEATURES: tuple[SceneFeature, ...] = (
 
 def features_of(schema: Schema) -> tuple[SceneFeature, ...]:
     """The scene features of a dataset: declared ones whose inputs it has, then its own fields as they stand."""
-    at_hand = {EVENT_TIME_US, columns.LOCAL_TIME, *STORED_INPUTS, *(f.name for f in schema.request_fields)}
+    fields = (f.name for f in schema.request_fields if (f.dtype == "float") == (f.name in NUMBERS))
+    at_hand = {EVENT_TIME_US, columns.LOCAL_TIME, *STORED_INPUTS, *fields}
     declared = tuple(f for f in FEATURES if at_hand.issuperset(f.inputs))
     taken = {f.name for f in declared}
+    if other := sorted({f.name for f in declared if f.inputs != (f.name,)}.intersection(schema.scene_fields)):
+        raise DataError(
+            f"scene fields {other} of {schema.dataset} mean something else in feature_repo/scenes.py; rename"
+        )
     own = tuple(
         SceneFeature(name=name, inputs=(name,), value=as_given, sentence=f"{name.replace('_', ' ')}: {{value}}.")
         for name in schema.scene_fields

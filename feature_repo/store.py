@@ -59,3 +59,9 @@ def apply(workspace: Workspace, profile: str = EMBEDDED) -> Any:
 def online_views(store: Any) -> list[str]:
     """The names of the views that the online store serves, in alphabetical order."""
     return sorted(view.name for view in store.list_batch_feature_views() if view.online)
+
+
+def tear_down(store: Any) -> None:
+    """Remove every online value; the registry stays."""
+    views = [*store.list_batch_feature_views(), *store.list_on_demand_feature_views()]
+    store._get_provider().teardown_infra(store.project, views, store.list_entities())

@@ -53,6 +53,13 @@ def workspace_of(path: Path | None, name: str = DEFAULT.name) -> Workspace:
     return activate(root_of(path, name))
 
 
+def seed_roots(base: Path, seed: int, seeds: int, named: bool) -> dict[int, Path]:
+    """A workspace for each seed: beside the base, with the seed in its name; a single named workspace is itself."""
+    if seeds == 1 and named:
+        return {seed: base}
+    return {at: base if at == 0 else base.with_name(f"{base.name}-seed{at}") for at in range(seed, seed + seeds)}
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """A user's mistake ends a verb with its message; anything else keeps its trace."""
@@ -81,7 +88,7 @@ def run(
     names = tuple(models.split(","))
     base = root_of(workspace, dataset.value if size == "default" else f"{dataset.value}-{size}")
     with explained():
-        roots = {at: base if at == 0 else base.with_name(f"{base.name}-seed{at}") for at in range(seed, seed + seeds)}
+        roots = seed_roots(base, seed, seeds, named=workspace is not None)
         if seeds > 1:
             # Feast's definitions belong to one workspace a process, so every seed gets a process of its own.
             same = ["run", dataset.value, "--size", size, "--models", models, "--language-model", language_model]
@@ -90,7 +97,8 @@ def run(
             for at, root in roots.items():
                 screen.console.rule(f"seed {at}")
                 one = [*same, "--seed", str(at), "--workspace", str(root)]
-                subprocess.run([sys.executable, "-m", "serving.cli", *one], check=True)
+                if subprocess.run([sys.executable, "-m", "serving.cli", *one]).returncode:
+                    raise ValueError(f"seed {at} did not end well; what it said stands above")
         else:
             target = activate(roots[seed])
             choice = choose(dataset, Options(size=size, users=users, seed=seed, source=source))
@@ -116,7 +124,10 @@ def data(
 
     with explained(), screen.stage(f"source tables of {dataset.value}") as report:
         options = Options(size=size, users=users, days=days, pois=pois, seed=seed, source=source)
-        stages.data(workspace_of(workspace, dataset.value), choose(dataset, options), report)
+        target = workspace_of(workspace, dataset.value)
+        stages.data(target, choose(dataset, options), report)
+    if target.root != DEFAULT:
+        screen.console.print(f"[dim]the next verbs find it by --workspace {target.root}[/]")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -126,11 +127,10 @@ class Moment:
 
 
 def last_moment(workspace: Workspace) -> Moment:
-    """The last request of the log: it is answered from values that were all there before it."""
+    """The last request of the log whose user clicked nothing from then on: all that is stored was there before it."""
     schema = Schema.load(workspace.schema)
     log = pq.read_table(workspace.source("impressions"))
-    newest = log.slice(pc.index(log[columns.EVENT_TIMESTAMP], pc.max(log[columns.EVENT_TIMESTAMP])).as_py(), 1)
-    row = newest.to_pylist()[0]
+    row = log.slice(_last_unanswered(log), 1).to_pylist()[0]
     shown = log.filter(pc.equal(log[columns.REQUEST_ID], row[columns.REQUEST_ID]))
     place = (row[columns.LATITUDE], row[columns.LONGITUDE])
     asker = Asker(
@@ -141,6 +141,18 @@ def last_moment(workspace: Workspace) -> Moment:
         scene={f.name: row[f.name] for f in schema.request_fields if row[f.name] is not None},
     )
     return Moment(asker, tuple(dict.fromkeys(shown[columns.POI_ID].to_pylist())))
+
+
+def _last_unanswered(log: pa.Table) -> int:
+    """The row of the newest impression that no click of its user follows; of the newest one where there is none."""
+    clicks = log.filter(pc.equal(log[columns.CLICK], 1)).group_by(columns.USER_ID)
+    last = clicks.aggregate([(columns.OUTCOME_TIMESTAMP, "max")])
+    at = pc.index_in(log[columns.USER_ID], value_set=last[columns.USER_ID].combine_chunks())
+    followed = pc.greater_equal(last[f"{columns.OUTCOME_TIMESTAMP}_max"].take(at), log[columns.EVENT_TIMESTAMP])
+    times = pc.if_else(pc.fill_null(followed, False), None, log[columns.EVENT_TIMESTAMP])
+    times = log[columns.EVENT_TIMESTAMP] if times.null_count == len(log) else times
+    row: int = pc.index(times, pc.max(times)).as_py()
+    return row
 
 
 def show(workspace: Workspace, model: str, limit: int = 10) -> None:

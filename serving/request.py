@@ -19,7 +19,7 @@ MAX_TEXT = 256
 MAX_RADIUS_KM = 20_100.0  # a little more than half the way around the globe
 DEFAULT_CANDIDATES = 200
 DEFAULT_LIMIT = 20
-EARLIEST_US = 946_684_800_000_000  # 2000-01-01
+EARLIEST_US = 0  # 1970-01-01
 AHEAD_US = 24 * 3600 * 1_000_000
 
 
@@ -125,7 +125,7 @@ class Rules:
         if context.time_us is not None:
             latest = time.time_ns() // 1000 + AHEAD_US
             if not EARLIEST_US <= context.time_us <= latest:
-                yield Violation("context.time", "must be from the year 2000 on and at most one day ahead of now")
+                yield Violation("context.time", "must be from the year 1970 on and at most one day ahead of now")
         yield from _place(context.place)
         for name in sorted(context.scene_inputs):
             yield from self._scene_input(name, context.scene_inputs[name])

@@ -27,6 +27,7 @@ from serving import wire
 from serving.auth import Tls, TokenInterceptor, require_loopback
 from serving.features import FeatureReader
 from serving.metrics import Metrics, MetricsInterceptor
+from serving.online import ServiceMismatch
 from serving.pipeline import NoIndex, Pipeline
 from serving.request import InvalidRequest
 from serving.retriever import Retriever
@@ -34,6 +35,7 @@ from serving.scorer import Scorer
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
 from trainers import bundle as bundles
+from trainers.knowledge import load_matrix
 
 log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"].full_name
@@ -162,8 +164,20 @@ def open_pipeline(workspace: Workspace, bundle: Path, index: Path | None) -> Pip
     Raises BundleError, IndexArtefactError or ServiceMismatch where one of them cannot be used.
     """
     loaded = bundles.load(bundle)
+    _check_knowledge(workspace, loaded)
     retriever = None if index is None else Retriever.load(index)
     return Pipeline(FeatureReader(open_store(workspace), loaded), Scorer(loaded), retriever)
+
+
+def _check_knowledge(workspace: Workspace, bundle: bundles.Bundle) -> None:
+    """Raises ServiceMismatch if the workspace's knowledge was made by another encoder than the bundle's."""
+    for space, version in bundle.manifest.knowledge_versions.items():
+        path = workspace.knowledge / f"{space}.parquet"
+        if path.exists() and (found := load_matrix(path).version) != version:
+            raise ServiceMismatch(
+                f"{space}: the bundle was trained on version {version}, the workspace holds {found}: train again, or "
+                "embed with the bundle's language model"
+            )
 
 
 def serve(

@@ -25,7 +25,7 @@ from feature_repo.datasets.schema import Schema
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import REPOSITORY, Workspace
 
-BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 MODELS = ("ple", "ple_scene_ids", "larr")
 WIDEST = "larr"  # its service holds what every other model's holds
 Report = Callable[[str, int, int], None]  # what, done, total
@@ -45,6 +45,10 @@ class Stamp:
     @property
     def fresh(self) -> bool:
         return self.path.exists() and self.path.read_text() == self.state
+
+    def clear(self) -> None:
+        """Before work begins: what an interrupted stage leaves behind is never taken for a finished one."""
+        self.path.unlink(missing_ok=True)
 
     def set(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,13 +71,29 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     stamp = Stamp.of(workspace, "data", config=repr(choice.config), files=_files(choice.files), code=made_by)
     if stamp.fresh:
         return False
-    choice.load(report).write(workspace.sources)
+    stamp.clear()
+    dataset = choice.load(report)
+    _forget_online(workspace)
+    dataset.write(workspace.sources)
     tables = len(columns.STATISTICS) + 1
     done = iter(range(tables))
     aggregates.build(workspace, lambda table: report("behaviour statistics", next(done), tables))
     report("behaviour statistics", tables, tables)
     stamp.set()
     return True
+
+
+def _forget_online(workspace: Workspace) -> None:
+    """Empty the online store before other data take the place of the old: it would go on answering for ids that are
+    gone. The registry stays; the store has to be applied again."""
+    if not workspace.feature_store_yaml.exists():
+        return
+    from feature_repo.store import open_store, tear_down
+
+    with quiet():
+        tear_down(open_store(workspace))
+    workspace.feature_store_yaml.unlink()
+    Stamp.of(workspace, "materialize").clear()
 
 
 def embed(workspace: Workspace, model: str, report: Report) -> bool:
@@ -87,6 +107,7 @@ def embed(workspace: Workspace, model: str, report: Report) -> bool:
     )
     if stamp.fresh:
         return False
+    stamp.clear()
     from trainers.language.embed import embed as embed_texts
     from trainers.language.encoder import EncoderConfig
 
@@ -112,9 +133,11 @@ def materialize(workspace: Workspace, store: Any, end: datetime | None = None, r
     end = end or Schema.load(workspace.schema).split.end
     files = [*workspace.sources.glob("*.parquet"), *workspace.knowledge.glob("*.parquet")]
     online = workspace.feature_store_yaml.read_text()
-    stamp = Stamp.of(workspace, "materialize", end=end, files=_files(files), store=_digest(online))
+    code = _code("feature_repo")
+    stamp = Stamp.of(workspace, "materialize", end=end, files=_files(files), store=_digest(online), code=code)
     if stamp.fresh:
         return False
+    stamp.clear()
     views = online_views(store)
     for done, view in enumerate(views):
         if report is not None:
@@ -186,6 +209,7 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
     )
     if stamp.fresh and folder.exists():
         return folder
+    stamp.clear()
     schema = Schema.load(workspace.schema)
     features = services.feature_references(getattr(services, options.model))
     tables = {part: narrow(read(pulled, *_bounds(schema, part)), features) for part in ("train", "valid", "test")}
@@ -215,6 +239,7 @@ def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path
     stamp = Stamp.of(workspace, "index", seed=seed, pulled=state, code=_code("trainers", "feature_repo"))
     if stamp.fresh and workspace.index.exists():
         return workspace.index
+    stamp.clear()
     schema = Schema.load(workspace.schema)
     parts = {part: read(pulled, *_bounds(schema, part)) for part in ("train", "valid", "test")}
     retrieval = RetrievalData(

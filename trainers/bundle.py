@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -31,6 +28,7 @@ from torch import Tensor
 
 from feature_repo import columns
 from feature_repo.datasets.schema import Schema
+from feature_repo.files import replacing
 from trainers.encoding import Encoding
 from trainers.knowledge import VectorMatrix
 from trainers.models.embedding import InputSizes
@@ -104,22 +102,12 @@ class Bundle:
 
     def save(self, folder: Path) -> None:
         """Write to `folder` at once: there is the whole bundle or, after a failure, what was there before."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with replacing(folder) as staging:
             for name, content in self._files().items():
                 (staging / name).parent.mkdir(exist_ok=True)
                 (staging / name).write_bytes(content)
             text = json.dumps(to_plain(self.manifest), indent=1, ensure_ascii=False)
             (staging / MANIFEST).write_text(text + "\n")
-            replaced = folder.with_name(f".{folder.name}-replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            if folder.exists():
-                os.rename(folder, replaced)
-            os.rename(staging, folder)
-            shutil.rmtree(replaced, ignore_errors=True)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     def _files(self) -> dict[str, bytes]:
         """The content of every file but the manifest, the same bytes for the same bundle."""
@@ -176,7 +164,7 @@ def load(folder: Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST}: names files {sorted(contents)} where {sorted(wanted)} are needed")
     try:
         encoding = Encoding.from_json(contents["encoding.json"].decode())
-        schema = Schema.load(folder / "schema.json")
+        schema = Schema.from_json(contents["schema.json"].decode())
         matrices = {space: _matrix(space, manifest.knowledge_versions[space], contents) for space in spaces}
         ranker = build_ranker(manifest.recipe.model, encoding, matrices)
         ranker.load_state_dict(safetensors.torch.load(contents["weights.safetensors"]))

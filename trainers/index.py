@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +29,7 @@ import safetensors.torch
 import torch
 
 from feature_repo import columns
+from feature_repo.files import replacing
 from trainers.models.tower import QueryTower, TowerConfig, TowerSizes
 from trainers.plain import from_plain, to_plain
 from trainers.tower_inputs import TowerInputs, degrees
@@ -173,22 +171,19 @@ def save(artefact: IndexArtefact, folder: Path) -> IndexManifest:
         POIS: parquet.getvalue().to_pybytes(),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    version = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
-    manifest = {**to_plain(artefact.manifest), "version": version, "format": FORMAT, "files": hashes}
+    manifest = {**to_plain(artefact.manifest), "format": FORMAT, "files": hashes}
+    manifest["version"] = version = _content_hash(manifest)
     contents[MANIFEST] = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replacing(folder) as staging:
         for name, content in contents.items():
             (staging / name).write_bytes(content)
-        replaced = staging.with_name(f"{staging.name}-replaced")
-        if folder.exists():
-            os.rename(folder, replaced)
-        os.rename(staging, folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return replace(artefact.manifest, version=version)
+
+
+def _content_hash(manifest: Mapping[str, Any]) -> str:
+    """The hash of all that a manifest says but its version, and so of every file that it names."""
+    said = {name: value for name, value in manifest.items() if name != "version"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def load(folder: Path) -> IndexArtefact:
@@ -217,14 +212,19 @@ def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if present != sorted(FILES):
         raise IndexArtefactError(f"{folder}: holds {present}, an index artefact is {sorted(FILES)}; build it again")
+    if links := [name for name in FILES if (folder / name).is_symlink()]:
+        raise IndexArtefactError(f"{folder}: {links} are links; an artefact has plain files only")
     contents = {name: (folder / name).read_bytes() for name in FILES}
     try:
         raw: dict[str, Any] = json.loads(contents.pop(MANIFEST))
+        said = _content_hash(raw)
         found, hashes = raw.pop("format"), raw.pop("files")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IndexArtefactError(f"{folder / MANIFEST}: is no manifest: {error!r}; build the index again") from error
     if found != FORMAT:
         raise IndexArtefactError(f"{folder}: has format {found!r}, this program reads {FORMAT}; build the index again")
+    if raw.get("version") != said:
+        raise IndexArtefactError(f"{folder / MANIFEST}: damaged: its content has hash {said}, not {raw.get('version')}")
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != hashes.get(name):
             raise IndexArtefactError(f"{folder / name}: does not have the hash that the manifest names; it is damaged")

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from feature_repo import columns
@@ -171,6 +172,9 @@ def _check_order(parts: Parts) -> None:
     known = {"valid": parts.valid, "test": parts.test}
     if isinstance(parts.train, pa.Table):
         known = {"train": parts.train, **known}
+    else:
+        times = [pq.read_table(path, columns=[columns.EVENT_TIMESTAMP]) for path in parts.train]
+        known = {"train": pa.concat_tables(times), **known}
     ranges = {}
     for name, table in known.items():
         if not len(table):

@@ -115,7 +115,9 @@ def build(
     torch.manual_seed(seed)
     towers = _towers(config.tower, inputs, items, train, None if data.text is None else data.text.matrix)
     fit(towers, train, valid, config.fit, seed, progress)
-    poi_PE, query_QE = embed_items(towers.poi, items), embed_queries(towers.query, valid.query)
+    # The index serves the time after the log: POIs that opened since training have their text by then.
+    served = inputs.items(data.pois, data.text, int(data.schema.split.end.timestamp() * 1e6))
+    poi_PE, query_QE = embed_items(towers.poi, served), embed_queries(towers.query, valid.query)
     index, plan = build_index(poi_PE, query_QE, config.index)
     manifest = IndexManifest(
         dataset=data.schema.dataset,

@@ -87,9 +87,7 @@ def choose(name: DatasetName, options: Options) -> Choice:
             from feature_repo.datasets import mapping
 
             mapping_config = mapping.MappingConfig(file=_given(options, "a mapping file (docs/mapping.md)"))
-            return Choice(
-                mapping_config, lambda progress: mapping.load(mapping_config), _files(mapping_config.file.parent)
-            )
+            return Choice(mapping_config, lambda progress: mapping.load(mapping_config), mapping.files(mapping_config))
 
 
 def _city(options: Options) -> Choice:

@@ -3,7 +3,7 @@
 The log (Yang et al., IEEE TSMC 45(1), 2015, with venue names, category paths and the day's weather) holds positives
 only. For each check-in, `negatives` other venues are drawn, without replacement, with weights
 
-    w = (1 + check-ins of the venue before this local day) * exp(-distance to the checked-in venue / `distance_km`)
+    w = (check-ins of the venue before this local day) * exp(-distance to the checked-in venue / `distance_km`)
 
 among the venues whose kind is open at that hour: popularity-matched, nearby, open. Nearness is measured from the
 venue that was chosen, not from the user's known place, so that distance alone does not tell the sampled from the
@@ -104,7 +104,10 @@ def load(config: FoursquareConfig) -> Dataset:
     )
     venues = checkins.unique("venue_id", keep="first", maintain_order=True).sort("venue_id")
     start = frames.day_start(first)
-    users = checkins.select(pl.col("user_id").unique(maintain_order=True).alias(columns.USER_ID))
+    # Users and venues are known from their first check-in on; before it nobody could have named them.
+    begun = pl.col(columns.EVENT_TIMESTAMP).min().alias("begun")
+    users = checkins.group_by(pl.col("user_id").alias(columns.USER_ID), maintain_order=True).agg(begun)
+    opened = checkins.group_by(pl.col("venue_id").alias(columns.POI_ID)).agg(begun)
     text = pl.lit("Somebody who checks in at food venues in and around New York.")
     scenario = {
         columns.SCENARIO_ID: [SCENARIO],
@@ -114,8 +117,8 @@ def load(config: FoursquareConfig) -> Dataset:
     return frames.assemble(
         schema,
         impressions=_impressions(checkins, venues, schema, config),
-        users=frames.known_since(users.with_columns(text.alias(columns.TEXT)), start),
-        pois=frames.known_since(_pois(venues), start),
+        users=frames.known_since(users.with_columns(text.alias(columns.TEXT)), pl.col("begun")),
+        pois=frames.known_since(_pois(venues).join(opened, on=columns.POI_ID, how="left"), pl.col("begun")),
         scenarios=frames.known_since(pl.DataFrame(scenario), start),
     )
 
@@ -260,7 +263,7 @@ def _sample(checkins: pl.DataFrame, venues: pl.DataFrame, schema: Schema, config
     slots = checkins["slot"].to_numpy()
     days = checkins["day"].to_physical().to_numpy()
     borders = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), len(days)]
-    popularity = np.ones(len(latitude))
+    popularity = np.zeros(len(latitude))  # a venue that nobody has been to yet is not there yet
     rng = np.random.default_rng([config.seed, 1])
     lists = []
     for begin, end in pairwise(borders):

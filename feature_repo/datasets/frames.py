@@ -31,9 +31,9 @@ def assemble(
     return Dataset(schema=schema, tables=tables)
 
 
-def known_since(frame: pl.DataFrame, moment: datetime) -> pl.DataFrame:
-    """Static facts that are available from one moment on: both clocks are set to it."""
-    clock = pl.lit(moment, dtype=MICROSECONDS)
+def known_since(frame: pl.DataFrame, moment: datetime | pl.Expr) -> pl.DataFrame:
+    """Static facts that are available from one moment on, or each row from its own: both clocks are set to it."""
+    clock = moment if isinstance(moment, pl.Expr) else pl.lit(moment, dtype=MICROSECONDS)
     return frame.with_columns(
         clock.alias(columns.EVENT_TIMESTAMP),
         clock.alias(columns.CREATED_TIMESTAMP),

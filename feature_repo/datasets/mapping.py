@@ -41,6 +41,13 @@ class Entities:
     times: pl.Series | None  # of the log's rows; None for a file of its own
 
 
+def files(config: MappingConfig) -> tuple[Path, ...]:
+    """Every file that a mapping reads, itself first. Raises DataError."""
+    mapping = read_mapping(config.file)
+    named = [mapping.log, mapping.users.file, mapping.pois.file]
+    return (config.file, *(config.file.parent / name for name in named if name))
+
+
 def load(config: MappingConfig) -> Dataset:
     """Read a log through its mapping file. Raises DataError (see the module) for a wrong mapping or wrong data."""
     mapping = read_mapping(config.file)

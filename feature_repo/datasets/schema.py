@@ -8,9 +8,6 @@ differ between datasets. All times are UTC with microseconds; coordinates are WG
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -23,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo import columns
+from feature_repo.files import replacing
 
 TIME = pa.timestamp("us", tz="UTC")
 PARTS = ("history", "train", "valid", "test")
@@ -79,10 +77,11 @@ class Schema:
         repeated = sorted({n for n in names if names.count(n) > 1})
         if repeated:
             raise DataError(f"schema of {self.dataset}: column names used twice: {repeated}; rename one of each pair")
-        for table, fields in self.tables().items():
-            taken = sorted({n for n in fields.names if fields.names.count(n) > 1})
-            if taken:
-                raise DataError(f"schema of {self.dataset}: {table} has columns called {taken} already; rename yours")
+        reserved = sorted(columns.RESERVED.intersection(names))
+        if reserved:
+            raise DataError(
+                f"schema of {self.dataset}: {reserved} are names of the project's own columns; rename yours"
+            )
         unknown = set(self.scene_fields) - {f.name for f in self.request_fields}
         if unknown:
             raise DataError(f"schema of {self.dataset}: scene_fields {sorted(unknown)} are not request fields")
@@ -91,11 +90,16 @@ class Schema:
             raise DataError(f"schema of {self.dataset}: the split must be in time order, got {s}")
 
     def save(self, path: Path) -> None:
+        """Write as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1, default=datetime.isoformat) + "\n")
 
     @staticmethod
     def load(path: Path) -> Schema:
-        raw = json.loads(path.read_text())
+        return Schema.from_json(path.read_text())
+
+    @staticmethod
+    def from_json(text: str) -> Schema:
+        raw = json.loads(text)
         return Schema(
             dataset=raw["dataset"],
             timezone=raw["timezone"],
@@ -189,25 +193,10 @@ class Dataset:
             raise DataError(f"{self.schema.dataset}: tables {missing} are missing; a dataset needs all four")
         checked = {name: conform(name, table, self.schema) for name, table in self.tables.items()}
         check_references(checked)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with replacing(folder) as staging:
             for name, table in checked.items():
                 pq.write_table(table, staging / f"{name}.parquet", compression="zstd")
             self.schema.save(staging / "schema.json")
-            replaced = folder.with_name(f".{folder.name}-replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            if folder.exists():
-                os.rename(folder, replaced)
-            try:
-                os.rename(staging, folder)
-            except OSError:
-                if replaced.exists():
-                    os.rename(replaced, folder)
-                raise
-            shutil.rmtree(replaced, ignore_errors=True)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def conform(name: str, table: pa.Table, schema: Schema) -> pa.Table:

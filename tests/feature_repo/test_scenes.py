@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from feature_repo import columns, scenes
-from feature_repo.datasets.schema import RequestField, Schema, Split
+from feature_repo.datasets.schema import DataError, RequestField, Schema, Split
 
 START = datetime(2015, 3, 1, tzinfo=UTC)
 
@@ -76,3 +76,21 @@ def test_one_row_and_many_rows_agree():
     for i, time in enumerate(times):
         alone = scenes.evaluate({scenes.EVENT_TIME_US: [time]}, schema())
         assert {name: [v[i]] for name, v in whole.items()} == alone
+
+
+def test_words_are_not_taken_for_the_numbers_that_a_declared_feature_reads():
+    wanted = schema(RequestField(name="temperature"), scene_fields=("temperature",))
+    values = scenes.evaluate({scenes.EVENT_TIME_US: [0], "temperature": ["chilly"]}, wanted)
+    assert values[columns.scene("temperature")] == ["chilly"]
+    assert columns.scene("temperature_band") not in values
+
+
+def test_a_scene_field_cannot_take_the_name_of_another_feature():
+    with pytest.raises(DataError, match="hour"):
+        scenes.features_of(schema(RequestField(name="hour"), scene_fields=("hour",)))
+
+
+@pytest.mark.parametrize("name", ["category", "specialty", "user_id", "event_time_us"])
+def test_a_request_field_cannot_take_the_name_of_a_column_of_any_table(name):
+    with pytest.raises(DataError, match=name):
+        schema(RequestField(name=name))

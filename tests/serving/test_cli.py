@@ -14,6 +14,7 @@ from feature_repo import columns
 from feature_repo.datasets.choose import DATA_VARIABLE
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
+from serving import cli
 
 VERBS = (
     *("run", "data", "model", "embed", "apply", "diff", "materialize"),
@@ -170,3 +171,11 @@ def test_a_served_city_answers_the_verbs(city, scenerank):
         wrong = scenerank("rank", "--address", served.address, "--scenario", "siesta")
         assert wrong.exit_code == 2
         assert "context.scenario_id: 'siesta' is unknown" in wrong.words
+
+
+def test_every_seed_has_a_workspace_that_its_own_process_finds_again():
+    base = Path("/somewhere/city")
+    roots = cli.seed_roots(base, 0, 3, named=False)
+    assert [root.name for root in roots.values()] == ["city", "city-seed1", "city-seed2"]
+    for seed, root in roots.items():
+        assert cli.seed_roots(root, seed, 1, named=True) == {seed: root}

@@ -43,8 +43,18 @@ def impressions(hours: list[float], poi: str = "a") -> pa.Table:
     )
 
 
+STORES = ("duckdb", "feature_repo.stores.asof.AsofOfflineStore")  # Feast's own, and the one that ships
+
+
+@pytest.fixture(params=STORES, autouse=True)
+def offline(request, monkeypatch):
+    monkeypatch.setattr(TinyRepo, "offline", request.param)
+
+
 class TinyRepo:
     """One POI view `rating` with a TTL of two days, from rows (hours of event, hours of creation, value)."""
+
+    offline = STORES[-1]
 
     def __init__(self, root: Path, rows: list[tuple[float, float, int]]) -> None:
         self.workspace = Workspace(root)
@@ -69,7 +79,7 @@ class TinyRepo:
             project="tiny",
             provider="local",
             registry={"registry_type": "sql", "path": f"sqlite:///{root}/registry.db"},
-            offline_store={"type": "duckdb"},
+            offline_store={"type": self.offline},
             online_store={"type": "sqlite", "path": f"{root}/online.db"},
             entity_key_serialization_version=3,
         )

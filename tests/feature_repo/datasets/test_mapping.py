@@ -82,7 +82,7 @@ REFUSALS = {
     "template column": ("lunches.yaml", "{price} euros", "{prize} euros", ["pois.text", "'prize'", "'price'"]),
     "unknown zone": ("lunches.yaml", "Europe/Helsinki", "Europe/Helsinky", ["lunches.yaml", "Europe/Helsinky"]),
     "half a split": ("lunches.yaml", ", end: 2024-03-06", "", ["split", "end"]),
-    "clashing name": ("lunches.yaml", "name: rainfall", "name: position", ["impressions", "position", "rename"]),
+    "clashing name": ("lunches.yaml", "name: rainfall", "name: position", ["position", "rename"]),
     "no time": ("lunches.csv", "2024-03-02 12:05:00", "yesterday", ["lunches.csv", "'shown_at'", "row 4", "yesterday"]),
     "empty time": ("lunches.csv", "2024-03-02 12:05:00", "", ["lunches.csv", "'shown_at'", "data row 4", "empty"]),
     "future": ("lunches.csv", "2024-03-04 12", "2034-03-04 12", ["lunches.csv", "shown_at", "row 7", "2034", "future"]),

@@ -143,8 +143,8 @@ def test_oracle_is_checked_too(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"user_attributes": ("city",), "poi_attributes": ("city",)}, "used twice.*city"),
-        ({"request_fields": (RequestField(name="click"),)}, "impressions has columns called .*click.* already"),
-        ({"poi_attributes": ("name",)}, "pois has columns called .*name.* already"),
+        ({"request_fields": (RequestField(name="click"),)}, "click.* are names of the project's own columns"),
+        ({"poi_attributes": ("name",)}, "name.* are names of the project's own columns"),
         ({"scene_fields": ("mood",)}, "mood.* are not request fields"),
         ({"split": Split(train=DAYS[2], valid=DAYS[1], test=DAYS[3], end=DAYS[4])}, "in time order"),
     ],

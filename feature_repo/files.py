@@ -1,0 +1,31 @@
+"""Putting a finished folder in the place of another one: all of the new one is there, or all of the old one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder to fill; at the end it becomes `folder`. After any failure `folder` is what it was."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    replaced = staging.with_name(f"{staging.name}-replaced")
+    try:
+        yield staging
+        if folder.exists():
+            os.rename(folder, replaced)
+        try:
+            os.rename(staging, folder)
+        except OSError:
+            if replaced.exists():
+                os.rename(replaced, folder)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
