@@ -19,7 +19,7 @@ from serving.stages import Report
 
 # Terminals tell their width; a log file gets lines that hold every table. The stream is named because libraries that
 # print are silenced by redirecting `sys.stdout` (stages.quiet).
-console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140)
+console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
 METRICS = ("auc", "gauc", "log_loss", "ece")
 
 
