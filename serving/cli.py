@@ -19,6 +19,7 @@ import typer
 from feature_repo.datasets.choose import DatasetName, Options, choose
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import DEFAULT, ENVIRONMENT_VARIABLE, Workspace, activate
+from serving.stages import MODELS
 
 app = typer.Typer(
     help="Ranks places for people, in the moment. The verbs below are the stages of one loop; `run` does them all.",
@@ -30,7 +31,6 @@ app = typer.Typer(
 WorkspaceOption = Annotated[
     Path | None, typer.Option("--workspace", "-w", help=f"Folder of one dataset's files [{ENVIRONMENT_VARIABLE}].")
 ]
-MODELS = ("ple", "ple_scene_ids", "larr")
 ModelOption = Annotated[str, typer.Option(help="ple, ple_scene_ids or larr.")]
 SizeOption = Annotated[str, typer.Option(help="Of the city: small or default.")]
 UsersOption = Annotated[int | None, typer.Option(help="Users of the city; of KuaiRand: how many to keep.")]

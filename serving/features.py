@@ -18,12 +18,11 @@ from feature_repo.datasets.schema import Schema
 from serving.online import Read, ServiceMismatch, ValueStatus, View, ViewReading, fetch, open_view
 from serving.request import RequestContext
 from trainers.bundle import Bundle
-from trainers.knowledge import MISSING_ROW
+from trainers.knowledge import MISSING_ROW, SCENE_SPACE
 
 # A required field of each entity's description: it is there if and only if the store knows the entity.
 DESCRIPTIONS = {columns.USER_ID: ("user_profile", columns.TEXT), columns.POI_ID: ("poi_profile", columns.NAME)}
 SCENE_VIEW = "scene"
-SCENE_SPACE = "scene_text"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from feature_repo import columns
 from feature_repo.datasets.schema import Schema
 from feature_repo.files import replacing
 from trainers.encoding import Encoding
-from trainers.knowledge import VectorMatrix
+from trainers.knowledge import SCENE_SPACE, VectorMatrix
 from trainers.models.embedding import InputSizes
 from trainers.models.ranker import Ranker
 from trainers.plain import PlainDataError, from_plain, to_plain
@@ -38,7 +38,6 @@ from trainers.recipes import Recipe
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SCENE_SPACE = next(space for space, key in columns.KNOWLEDGE.items() if key == columns.SCENE_VALUE)
 FILE_NAME = re.compile(r"(encoding\.json|schema\.json|weights\.safetensors|vectors/[a-z_]+\.(safetensors|keys\.json))")
 
 

@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from feature_repo import columns
 
 MISSING_ROW = 0
+# The space that scene slots point into; the others describe the impression itself.
+SCENE_SPACE = next(space for space, key in columns.KNOWLEDGE.items() if key == columns.SCENE_VALUE)
 MODEL = "model"  # the field of a knowledge view that says which model wrote a vector
 
 

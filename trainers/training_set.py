@@ -30,10 +30,9 @@ from feature_repo import columns
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.scenes import EVENT_TIME_US, daypart_keys, features_of
 from feature_repo.workspace import Workspace
-from trainers.knowledge import VectorMatrix, load_matrix
+from trainers.knowledge import SCENE_SPACE, VectorMatrix, load_matrix
 
 PART_ROWS = 50_000
-SCENE_SPACE = "scene_text"
 
 
 class TrainingSetError(ValueError):
