@@ -46,8 +46,8 @@ def scene_texts(workspace: Workspace) -> pa.Table:
     """Every scene value that occurs in the impressions, or may occur as the last clicked category or specialty."""
     schema = Schema.load(workspace.schema)
     first: dict[tuple[str, str], datetime] = {}
-    for moments in _moments(workspace, schema):
-        _add_first(first, _values(moments, schema))
+    for chunk in moments(workspace, schema):
+        _add_first(first, _values(chunk, schema))
     for feature, column in ((f, c) for f in scenes.features_of(schema) for c in _poi_columns(f)):
         pois = pq.read_table(_existing(workspace, "pois"), columns=[column, columns.CREATED_TIMESTAMP])
         _add_first(first, ((feature.name, pois[column], pois[columns.CREATED_TIMESTAMP]),))
@@ -69,13 +69,16 @@ def scene_texts(workspace: Workspace) -> pa.Table:
 FeatureValues = tuple[str, pa.ChunkedArray | pa.Array, pa.ChunkedArray | pa.Array]  # feature, values, times
 
 
-def _values(moments: pa.Table, schema: Schema) -> Iterator[FeatureValues]:
-    """What the moments of some impressions are in words."""
-    inputs = {name: moments[name].to_pylist() for name in moments.column_names if name != columns.EVENT_TIMESTAMP}
+def scene_values(chunk: pa.Table, schema: Schema) -> dict[str, list[str | None]]:
+    """What the moments of some impressions are in words: n values, or None, of each scene feature."""
+    inputs = {name: chunk[name].to_pylist() for name in chunk.column_names if name != columns.EVENT_TIMESTAMP}
     evaluated = scenes.evaluate(inputs, schema)
-    for feature in scenes.features_of(schema):
-        values = pa.array(evaluated[columns.scene(feature.name)], pa.string())
-        yield feature.name, values, moments[columns.EVENT_TIMESTAMP]
+    return {feature.name: evaluated[columns.scene(feature.name)] for feature in scenes.features_of(schema)}
+
+
+def _values(chunk: pa.Table, schema: Schema) -> Iterator[FeatureValues]:
+    for name, values in scene_values(chunk, schema).items():
+        yield name, pa.array(values, pa.string()), chunk[columns.EVENT_TIMESTAMP]
 
 
 def _add_first(first: dict[tuple[str, str], datetime], found: Iterable[FeatureValues]) -> None:
@@ -93,24 +96,35 @@ def _poi_columns(feature: scenes.SceneFeature) -> tuple[str, ...]:
     return (listed[feature.inputs],) if feature.inputs in listed else ()
 
 
-def _moments(workspace: Workspace, schema: Schema) -> Iterator[pa.Table]:
-    """The distinct moments of all impressions with the user's state as of each, a chunk at a time.
+def moments(workspace: Workspace, schema: Schema, clicked_before: datetime | None = None) -> Iterator[pa.Table]:
+    """The moments of impressions with the user's state as of each, a chunk at a time: what scene features read.
 
     State of exactly the impression's time counts: it is already stamped after the click that caused it.
+
+    Args:
+        clicked_before: None for the distinct moments of all impressions; else one row, with its keys, for each
+            impression whose click was known before this time.
     """
     state = (columns.LAST_CATEGORY, columns.LAST_SPECIALTY, columns.LAST_ORDER_TIME)
-    fields = ", ".join(f'i."{f.name}"' for f in schema.request_fields)
+    keys = (columns.ROW_ID, columns.REQUEST_ID, columns.USER_ID, columns.POI_ID, columns.ORDER)
+    wanted = [f"i.{name}" for name in (columns.EVENT_TIMESTAMP, *(keys if clicked_before else ()))]
+    wanted += [f"epoch_us(i.{columns.EVENT_TIMESTAMP}) AS {scenes.EVENT_TIME_US}", *(f"s.{name}" for name in state)]
+    wanted += [f'i."{f.name}"' for f in schema.request_fields]
+    clicked = (
+        f"i.{columns.CLICK} = 1 AND greatest(i.{columns.EVENT_TIMESTAMP}, i.{columns.OUTCOME_TIMESTAMP}) < $before"
+    )
     query = f"""
-        SELECT DISTINCT i.{columns.EVENT_TIMESTAMP}, epoch_us(i.{columns.EVENT_TIMESTAMP}) AS {scenes.EVENT_TIME_US},
-               {", ".join(f"s.{name}" for name in state)}{", " + fields if fields else ""}
+        SELECT DISTINCT {", ".join(wanted)}
         FROM read_parquet($impressions) i ASOF LEFT JOIN read_parquet($state) s
           ON i.{columns.USER_ID} = s.{columns.USER_ID} AND i.{columns.EVENT_TIMESTAMP} >= s.{columns.EVENT_TIMESTAMP}
+        {f"WHERE {clicked} ORDER BY i.{columns.ROW_ID}" if clicked_before else ""}
     """
     files = {"impressions": str(_existing(workspace, "impressions")), "state": str(_existing(workspace, USER_STATE))}
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET asof_loop_join_threshold = 0")  # DuckDB's other plan is quadratic on small probe sides
-        for batch in connection.execute(query, files).to_arrow_reader(CHUNK_ROWS):
+        arguments = files | ({"before": clicked_before} if clicked_before else {})
+        for batch in connection.execute(query, arguments).to_arrow_reader(CHUNK_ROWS):
             yield pa.Table.from_batches([batch])
 
 
