@@ -72,34 +72,42 @@ def click_order_bce(
 
 def info_nce(
     anchor_BD: Tensor,
-    positive_BD: Tensor,
+    positive_PD: Tensor,
     *,
     temperature: float,
+    first: int = 0,
     group_B: Tensor | None = None,
+    excluded_BP: Tensor | None = None,
     both_directions: bool = False,
 ) -> Tensor:
-    """InfoNCE of B pairs by cosine, with the other pairs' positives as negatives (van den Oord et al. 2018).
+    """InfoNCE of B pairs by cosine, with other pairs' positives as negatives (van den Oord et al. 2018).
 
         L = - mean_b log ( e^{cos(a_b, p_b) / t} / sum_b' e^{cos(a_b, p_b') / t} )
 
     Args:
-        group_B: pairs of the same group are no negatives of each other (int64); the denominator leaves them out.
-        both_directions: the mean of this loss and the one with anchors and positives exchanged.
+        positive_PD: the positives of these pairs and, beyond them, any further candidates.
+        first: where the pairs' own positives begin.
+        group_B: pairs of the same group are no negatives of each other (int64); the denominator leaves them out. For
+            positives that are the pairs' own only.
+        excluded_BP: the same said for each anchor and each candidate (bool); an anchor's own positive always stays.
+        both_directions: the mean of this loss and the one with anchors and positives exchanged; without further
+            candidates only.
     Returns:
         A scalar; 0 (with gradient 0) where fewer than two pairs, or no two groups, are there to compare.
     """
-    cosine_BB = functional.normalize(anchor_BD, dim=1) @ functional.normalize(positive_BD, dim=1).T
-    score_BB = cosine_BB / temperature
+    cosine_BP = functional.normalize(anchor_BD, dim=1) @ functional.normalize(positive_PD, dim=1).T
+    score_BP = cosine_BP / temperature
+    target_B = torch.arange(len(score_BP), device=score_BP.device) + first
     if group_B is not None:
-        same_BB = group_B[:, None] == group_B[None, :]
-        same_BB.fill_diagonal_(False)
-        score_BB = score_BB.masked_fill(same_BB, -torch.inf)
-    if not len(score_BB):
-        return score_BB.sum()
-    target_B = torch.arange(len(score_BB), device=score_BB.device)
-    loss = functional.cross_entropy(score_BB, target_B)
+        excluded_BP = group_B[:, None] == group_B[None, :]
+    if excluded_BP is not None:
+        own_BP = torch.zeros_like(excluded_BP).scatter_(1, target_B[:, None], True)
+        score_BP = score_BP.masked_fill(excluded_BP & ~own_BP, -torch.inf)
+    if not len(score_BP):
+        return score_BP.sum()
+    loss = functional.cross_entropy(score_BP, target_B)
     if both_directions:
-        loss = (loss + functional.cross_entropy(score_BB.T, target_B)) / 2
+        loss = (loss + functional.cross_entropy(score_BP.T, target_B)) / 2
     return loss
 
 
