@@ -19,7 +19,7 @@ MAY_IMPORT = {
 }
 NOT_IN_FEATURE_REPO = {"torch", "transformers", "peft", "faiss", "grpc"}
 LANGUAGE_MODEL = {"transformers", "peft"}
-LANGUAGE_MODEL_FILES = ["trainers/language/encoder.py", "trainers/language/model.py"]
+LANGUAGE_MODEL_FILES = ["trainers/language/adapters.py", "trainers/language/encoder.py", "trainers/language/model.py"]
 # What a network is fed with; nothing of ours beyond that is known to trainers/models.
 MODELS_MAY_IMPORT = ("trainers.models", "trainers.batch", "trainers.encoding")
 
