@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pytest
@@ -67,6 +69,76 @@ def town(tmp_path: Path) -> Workspace:
         "scenarios": _entities(columns.SCENARIO_ID, {"home": "The first page."}) | {columns.NAME: ["Home"]},
     }
     workspace = Workspace(tmp_path / "town")
+    Dataset(schema=schema, tables={name: pa.table(table) for name, table in tables.items()}).write(workspace.sources)
+    aggregates.build(workspace)
+    return workspace
+
+
+class Shown(NamedTuple):
+    """One POI that was shown to a user, an hour of the log in a request."""
+
+    hour: float
+    user: str
+    poi: str
+    click: bool = True
+    weather: str = "clear"
+
+
+class Place(NamedTuple):
+    """A POI of a street."""
+
+    id: str
+    category: str
+    text: str = ""
+    specialty: str | None = None
+
+
+Street = Callable[[Sequence[tuple[Any, ...]], Sequence[tuple[Any, ...]]], Workspace]
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Street:
+    """`street(places, shown)`: a workspace with these POIs and this log, as tuples of `Place` and `Shown`."""
+    return lambda places, shown: _street(tmp_path / "street", [Place(*p) for p in places], [Shown(*s) for s in shown])
+
+
+def _street(folder: Path, places: Sequence[Place], shown: Sequence[Shown]) -> Workspace:
+    """What is shown to a user at one hour is one request. The history part is a day long."""
+    split = Split(train=at(24), valid=at(48), test=at(72), end=at(96))
+    fields = (RequestField(name="weather"),)
+    schema = Schema(dataset="street", timezone="Europe/Helsinki", split=split, request_fields=fields)
+    count = len(shown)
+    users = sorted({row.user for row in shown})
+    tables = {
+        "impressions": {
+            columns.ROW_ID: list(range(count)),
+            columns.REQUEST_ID: [f"{row.user} at {row.hour}" for row in shown],
+            columns.EVENT_TIMESTAMP: [at(row.hour) for row in shown],
+            columns.OUTCOME_TIMESTAMP: [at(row.hour + 0.01) for row in shown],
+            columns.USER_ID: [row.user for row in shown],
+            columns.POI_ID: [row.poi for row in shown],
+            columns.SCENARIO_ID: ["home"] * count,
+            columns.CLICK: [int(row.click) for row in shown],
+            columns.ORDER: [0] * count,
+            columns.POSITION: [1] * count,
+            columns.PROPENSITY: [0.5] * count,
+            columns.LATITUDE: [60.17] * count,
+            columns.LONGITUDE: [24.94] * count,
+            "weather": [row.weather for row in shown],
+        },
+        "users": _entities(columns.USER_ID, {user: f"This is {user}." for user in users}),
+        "pois": _entities(columns.POI_ID, {p.id: p.text or f"Place {p.id} is a {p.category}." for p in places})
+        | {
+            columns.NAME: [p.id for p in places],
+            columns.CATEGORY: [p.category for p in places],
+            columns.SPECIALTY: pa.array([p.specialty for p in places], pa.string()),
+            columns.OPEN_HOURS: pa.nulls(len(places), pa.string()),
+            columns.POI_LATITUDE: [60.17] * len(places),
+            columns.POI_LONGITUDE: [24.94] * len(places),
+        },
+        "scenarios": _entities(columns.SCENARIO_ID, {"home": "The first page."}) | {columns.NAME: ["Home"]},
+    }
+    workspace = Workspace(folder)
     Dataset(schema=schema, tables={name: pa.table(table) for name, table in tables.items()}).write(workspace.sources)
     aggregates.build(workspace)
     return workspace
