@@ -1,0 +1,86 @@
+"""The city as a world of experiments, and the recipes that are compared in it, at full and at quick scale.
+
+Development used seed 100 and nothing but its validation part; reported seeds begin at 0: other people, the same city.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from benchmarks.experiments.cells import Cell
+from benchmarks.experiments.vectors import LanguageModel, RandomVectors, Vectors
+from feature_repo.datasets import city
+from feature_repo.datasets.choose import Choice
+from feature_repo.datasets.city import CityConfig, Variant
+from trainers import recipes
+from trainers.recipes import Recipe, Size
+
+DEVELOPMENT_SEED = 100
+QUICK = CityConfig(users=120, pois=80, days=28, requests_per_user_day=0.4, candidates=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CityWorld:
+    """A city, seed included."""
+
+    config: CityConfig = field(default_factory=CityConfig)
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def name(self) -> str:
+        return "city"
+
+    def choice(self) -> Choice:
+        return Choice(self.config, lambda progress: city.build(self.config, progress), ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large experiments are: as reported, or a rehearsal of minutes.
+
+    Args:
+        language_model: LARR's, as `LanguageModel.model`.
+    """
+
+    quick: bool = False
+    language_model: str = "smollm2"
+
+    @property
+    def size(self) -> Size:
+        return "tiny" if self.quick else "default"
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the core set."""
+        return (0, 1) if self.quick else (0, 1, 2, 3, 4)
+
+    @property
+    def tuned(self) -> LanguageModel:
+        return LanguageModel(model=self.language_model)
+
+    def world(self, seed: int, variant: Variant | None = None) -> CityWorld:
+        config = QUICK if self.quick else city.SIZES["default"]
+        return CityWorld(config=replace(config, seed=seed, variant=variant or Variant()))
+
+    def cell(
+        self, seed: int, recipe: Recipe, *, vectors: Vectors | None = None, variant: Variant | None = None
+    ) -> Cell:
+        """A recipe in the city of a seed; the seed is also that of the initial weights."""
+        return Cell(world=self.world(seed, variant), recipe=recipe, vectors=vectors or self.tuned, seed=seed)
+
+    def ple(self, seed: int, variant: Variant | None = None) -> Cell:
+        return self.cell(seed, recipes.ple(self.size), variant=variant)
+
+    def scene_ids(self, seed: int, variant: Variant | None = None) -> Cell:
+        return self.cell(seed, recipes.ple_scene_ids(self.size), variant=variant)
+
+    def random(self, seed: int, variant: Variant | None = None) -> Cell:
+        """LARR in all but the vectors, whose directions are drawn at random (by the seed)."""
+        vectors = RandomVectors(like=self.tuned, seed=seed)
+        return self.cell(seed, recipes.larr(self.size), vectors=vectors, variant=variant)
+
+    def larr(self, seed: int, variant: Variant | None = None) -> Cell:
+        return self.cell(seed, recipes.larr(self.size), variant=variant)

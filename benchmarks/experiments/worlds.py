@@ -1,0 +1,207 @@
+"""Worlds: a data set of one seed from its raw log to the point-in-time pull, by the same stages that production runs.
+
+A world's workspace holds keys, times and rows of every text, but no vectors of a language model: each cell brings the
+kind of vectors that it wants (`vectors`). Feast's definitions belong to one workspace a process, so each world is
+prepared in a process of its own; those that compute cells read files and never see Feast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmarks.experiments.places import REPOSITORY, Places
+from benchmarks.experiments.vectors import SPACES, Vectors
+from feature_repo import columns
+from feature_repo.datasets.choose import Choice
+from feature_repo.datasets.schema import TIME, Schema
+from feature_repo.workspace import Workspace, activate
+from trainers.knowledge import VectorMatrix, load_matrix
+from trainers.plain import to_plain
+from trainers.training_set import read
+
+NOTE = "world.json"
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+NO_MODEL = "none"
+# What a prepared world was made by; a change prepares it again.
+MADE_BY = ("feature_repo", "trainers/training_set.py", "trainers/language/texts.py")
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+class World(Protocol):
+    """A data set and a seed; a frozen dataclass whose fields say all that its rows depend on."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def name(self) -> str:
+        """What tables call the data set."""
+        ...
+
+    def choice(self) -> Choice:
+        """The loader that `scenerank data` would run."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What cells need to know of a prepared world.
+
+    Attributes:
+        made_by: hash of the code that prepared it.
+        pulled: the folder of the pull, below the workspace.
+        features: of each model's service, `view:feature`.
+    """
+
+    made_by: str
+    pulled: str
+    features: Mapping[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A world as cells read it: the parts of the widest pull, and the texts behind every row of its matrices."""
+
+    workspace: Workspace
+    schema: Schema
+    note: Note
+    train: pa.Table
+    valid: pa.Table
+    test: pa.Table
+    oracle: pa.Table | None
+
+    def matrix(self, space: str, vectors: Vectors, places: Places) -> VectorMatrix:
+        """One vector space with these vectors in place of none."""
+        rows, texts = texts_of_rows(self.workspace, space)
+        made = vectors.of(space, texts, places)
+        matrix = np.zeros((int(rows.max()) + 1, made.shape[1]), dtype=np.float32)
+        matrix[rows] = made
+        known = load_matrix(self.workspace.knowledge / f"{space}.parquet")
+        return VectorMatrix(
+            space=space,
+            version=plain_hash(vectors)[:12],
+            matrix=matrix,
+            keys=known.keys,
+            rows=known.rows,
+            available_at=known.available_at,
+        )
+
+
+def plain_hash(value: object) -> str:
+    """SHA-256 of a dataclass's name and plain data, those of its fields' included."""
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def plain(value: object) -> dict[str, Any]:
+    """A dataclass as plain data under its name, so that two classes with the same fields differ."""
+    return {type(value).__name__: to_plain(value)}
+
+
+def folder(world: World, places: Places) -> Path:
+    return places.worlds / plain_hash(world)[:16]
+
+
+def is_prepared(world: World, places: Places) -> bool:
+    path = folder(world, places) / NOTE
+    return path.is_file() and Note(**json.loads(path.read_text())).made_by == _made_by()
+
+
+def prepare(world: World, places: Places, report: Progress = lambda what, done, total: None) -> None:
+    """Make the workspace of a world. Binds this process to it: call it once a process."""
+    workspace = activate(folder(world, places))
+    (workspace.root / NOTE).unlink(missing_ok=True)
+    from serving import stages
+
+    stages.data(workspace, world.choice(), report)
+    for space in SPACES:
+        write_rows(workspace, space)
+    store = stages.apply(workspace)
+    pulled = stages.training_set(workspace, store, report)
+    from feature_repo import services
+
+    models = ("ple", "ple_scene_ids", "larr")
+    features = {model: list(services.feature_references(getattr(services, model))) for model in models}
+    note = Note(made_by=_made_by(), pulled=str(pulled.relative_to(workspace.root)), features=features)
+    staged = workspace.root / f".{NOTE}"
+    staged.write_text(json.dumps(asdict(note), indent=1))
+    os.replace(staged, workspace.root / NOTE)
+
+
+def write_rows(workspace: Workspace, space: str) -> None:
+    """The knowledge file that `scenerank embed` would write, with vectors of one zero."""
+    from trainers.language.texts import collect
+
+    texts = collect(workspace, space)
+    clocks = (texts[name].cast(pa.int64()) for name in (columns.EVENT_TIMESTAMP, columns.CREATED_TIMESTAMP))
+    later = pc.max_element_wise(*clocks).cast(TIME)
+    hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts[columns.TEXT].to_pylist()]
+    fields = {
+        columns.ROW: pa.array(np.arange(1, len(texts) + 1)),
+        columns.VERSION: pa.array([NO_MODEL] * len(texts)),
+        columns.TEXT_HASH: pa.array(hashes),
+        columns.TEXT: texts[columns.TEXT],
+        columns.VECTOR: pa.array([[0.0]] * len(texts), pa.list_(pa.float32())),
+    }
+    table = pa.table(
+        {
+            columns.KNOWLEDGE[space]: texts[columns.KNOWLEDGE[space]],
+            columns.EVENT_TIMESTAMP: later,
+            columns.CREATED_TIMESTAMP: later,
+            **{columns.knowledge(space, field): values for field, values in fields.items()},
+        }
+    )
+    workspace.knowledge.mkdir(parents=True, exist_ok=True)
+    path = workspace.knowledge / f"{space}.parquet"
+    if not path.is_file() or not pq.read_table(path).equals(table):
+        pq.write_table(table, path, compression="zstd")
+
+
+def texts_of_rows(workspace: Workspace, space: str) -> tuple[np.ndarray, list[str]]:
+    """The rows of one vector space and the text behind each."""
+    row, text = columns.knowledge(space, columns.ROW), columns.knowledge(space, columns.TEXT)
+    table = pq.read_table(workspace.knowledge / f"{space}.parquet", columns=[row, text])
+    return table[row].to_numpy(), table[text].to_pylist()
+
+
+def load(world: World, places: Places) -> Prepared:
+    """A prepared world. Raises FileNotFoundError for one that is not."""
+    return _load(folder(world, places))
+
+
+@lru_cache(maxsize=1)
+def _load(root: Path) -> Prepared:
+    workspace = Workspace(root)
+    note = Note(**json.loads((root / NOTE).read_text()))
+    schema = Schema.load(workspace.schema)
+    pulled = root / note.pulled
+    parts = {}
+    for part in ("train", "valid", "test"):
+        start, end = schema.split.bounds(part)
+        parts[part] = read(pulled, start or BEGINNING, end)
+    oracle = workspace.source("oracle")
+    return Prepared(workspace, schema, note, **parts, oracle=pq.read_table(oracle) if oracle.is_file() else None)
+
+
+@lru_cache(maxsize=1)
+def _made_by() -> str:
+    """A hash over the code and tables that prepare worlds."""
+    digest = hashlib.sha256()
+    for place in MADE_BY:
+        root = REPOSITORY / place
+        files = [root] if root.is_file() else sorted(f for f in root.rglob("*") if f.suffix in (".py", ".csv"))
+        for file in files:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
