@@ -8,7 +8,7 @@ one do not fit the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,11 +121,22 @@ def fully(tunable: Tunable) -> nn.Module:
     return module
 
 
-def merge_and_save(module: nn.Module, tokenizer: Any, folder: Path, note: Provenance, *, seed: int = 0) -> None:
+def merge_and_save(
+    module: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    note: Provenance,
+    *,
+    seed: int = 0,
+    beside: Callable[[Path], None] = lambda folder: None,
+) -> None:
     """Write a plain model folder: adapters and rows go into the weights, which are rounded to bfloat16 (`rounded`).
 
     What was not trained is bit-identical to what was loaded. The folder needs neither peft nor this project, and takes
     the place of an older one when it is complete. `module` is used up: its adapters are gone afterwards.
+
+    Args:
+        beside: writes what else belongs into the folder.
     """
     import peft
 
@@ -140,6 +151,7 @@ def merge_and_save(module: nn.Module, tokenizer: Any, folder: Path, note: Proven
         merged.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         note.write(staging)
+        beside(staging)
 
 
 def rounded(tensor: Tensor, generator: torch.Generator) -> Tensor:

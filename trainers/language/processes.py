@@ -10,7 +10,7 @@ import atexit
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -71,6 +71,17 @@ class Processes:
         distributed.all_reduce(total)
         return dict(zip(values, (total / self.size).tolist(), strict=True))
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The rows of all processes, equally many from each, in their order; gradients go back to where rows are from.
+
+        Where gradients are then averaged over the processes, as they are here, a loss over gathered rows has the
+        gradient that one process with all rows has.
+        """
+        if self.size == 1:
+            return tensor
+        rows: Tensor = _Gather.apply(tensor, self)  # type: ignore[no-untyped-call]
+        return rows
+
     def average_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replace each gradient, in place, by its mean over all processes; one that is absent counts as zero."""
         if self.size == 1:
@@ -84,3 +95,20 @@ class Processes:
         for parameter, part in zip(parameters, parts, strict=True):
             assert parameter.grad is not None
             parameter.grad.copy_(part.view_as(parameter))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, processes: Processes) -> Tensor:
+        context.processes = processes
+        rows = [torch.empty_like(tensor) for _ in range(processes.size)]
+        distributed.all_gather(rows, tensor.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Every process has a loss of its own over all rows: a row's gradient is the sum of theirs."""
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        rank, rows = context.processes.rank, len(total) // context.processes.size
+        return total[rank * rows : (rank + 1) * rows], None
