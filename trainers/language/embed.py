@@ -2,7 +2,8 @@
 
 Each vector space has one table a version, `knowledge/<space>/<version>.parquet`, and `knowledge/<space>.parquet` is the
 version in use, so that going back to an earlier model or template embeds nothing. A row number means one (key, text)
-for as long as the version lives: rows are appended, never moved or reused.
+for as long as the version lives: rows are appended, never moved or reused. A vector has one time, from which on it is
+available: when its text was and its model was. Until then it is neither trained on nor put online.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +26,14 @@ from feature_repo import columns
 from feature_repo.datasets.schema import TIME
 from feature_repo.workspace import Workspace
 from trainers.knowledge import MODEL
-from trainers.language.encoder import EncoderConfig, Progress, TextEncoder
+from trainers.language.encoder import Backend, EncoderConfig, Progress, TextEncoder
+from trainers.language.model import ModelError
 from trainers.language.texts import collect
 
 CHECKPOINT_TEXTS = 256
 # When a withdrawn text becomes available: after every impression, and inside every library's range of times.
 NEVER_US = 7_258_118_400_000_000  # 2200-01-01
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +77,24 @@ def embed(
     config: EncoderConfig,
     progress: Progress | None = None,
     spaces: Sequence[str] = tuple(columns.KNOWLEDGE),
+    backend: Callable[[EncoderConfig], Backend] | None = None,
 ) -> EmbedReport:
     """Bring the knowledge files of a workspace up to date with its source tables.
 
-    Only texts that this version of the encoder has not read yet are embedded, and the model is loaded only for them.
-    An interrupted run keeps what it computed. Raises TextError or ModelError.
+    Only texts that this version of the encoder has not read yet are embedded, and the model is loaded only for them:
+    into this process, or into `backend`. An interrupted run keeps what it computed. Raises TextError or ModelError.
     """
     encoder: TextEncoder | None = None
+    model_us = _model_us(config)
     reports = []
     for space in spaces:
         started = time.perf_counter()
-        texts = _texts(collect(workspace, space), columns.KNOWLEDGE[space])
+        texts = _texts(collect(workspace, space), columns.KNOWLEDGE[space], model_us)
         archive = _Archive(workspace.knowledge, space, config.version(space))
         vectors = archive.vectors()
         missing = {t.text for t in texts} - vectors.keys()
         if missing:
-            encoder = encoder or TextEncoder(config)
+            encoder = encoder or TextEncoder(config, backend)
             vectors |= _compute(encoder, archive, sorted(missing), progress)
         model = encoder.name if encoder else config.model
         archive.write(merge(archive.records(), texts, model=model, now=datetime.now(UTC)), vectors)
@@ -139,11 +144,24 @@ def merge(old: Iterable[Record], source: Iterable[Text], *, model: str, now: dat
     return sorted(merged, key=lambda r: (r.row, r.time_us))
 
 
-def _texts(table: pa.Table, key: str) -> list[Text]:
-    """Available when both the fact and the knowledge of it are: the later of its two times."""
+def _model_us(config: EncoderConfig) -> int:
+    """From when on the model was there: the cut-off of the log that it learned from; the epoch for one that did not."""
+    available_at = config.available_at() or EPOCH
+    if available_at.tzinfo is None:
+        raise ModelError(f"{config.model}: available_at {available_at} has no time zone; train the model again")
+    return (available_at - EPOCH) // timedelta(microseconds=1)
+
+
+def _texts(table: pa.Table, key: str, model_us: int) -> list[Text]:
+    """Each text from when on its vector is available: when the fact, the knowledge of it and the model all are.
+
+    Of several texts that a key had before the model was there, the newest is the only one that is ever the newest.
+    """
     names = (key, columns.EVENT_TIMESTAMP, columns.CREATED_TIMESTAMP, columns.TEXT)
     keys, events, created, texts = (_plain(table[name]) for name in names)
-    return [Text(k, max(e, c), t) for k, e, c, t in zip(keys, events, created, texts, strict=True)]
+    known = sorted((max(e, c), k, t) for k, e, c, t in zip(keys, events, created, texts, strict=True))
+    newest = {(k, max(time, model_us)): t for time, k, t in known}
+    return [Text(k, time, t) for (k, time), t in newest.items()]
 
 
 def _plain(values: pa.ChunkedArray) -> list[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from feature_repo import aggregates, columns
 from feature_repo.datasets.schema import Dataset, RequestField, Schema, Split
 from feature_repo.workspace import Workspace
 from trainers.language.encoder import EncoderConfig
+from trainers.language.model import Embedder, Provenance
 
 START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)  # a Monday, 10:00 in Helsinki
 
@@ -25,6 +28,20 @@ def at(hours: float) -> datetime:
 @pytest.fixture
 def tiny(tiny_model: Path, tmp_path: Path) -> EncoderConfig:
     return EncoderConfig(model=str(tiny_model), dtype="float32", threads=1, models=tmp_path / "models")
+
+
+@pytest.fixture
+def tuned(tiny: EncoderConfig, tmp_path: Path) -> Callable[[Embedder | None], EncoderConfig]:
+    """The tiny model as training leaves it, having seen ten hours of the log."""
+
+    def leave(embedder: Embedder | None = None) -> EncoderConfig:
+        folder = tmp_path / "tuned"
+        shutil.copytree(tiny.model, folder, dirs_exist_ok=True)
+        note = Provenance(stage="contrast", base="tiny", available_at=at(10), config={}, embedder=embedder)
+        note.write(folder)
+        return replace(tiny, model=str(folder))
+
+    return leave
 
 
 @pytest.fixture

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +22,7 @@ from trainers.knowledge import load_matrix
 from trainers.language import embed as stage
 from trainers.language.embed import NEVER_US, EmbedReport, Record, Text, embed, merge
 from trainers.language.encoder import EncoderConfig, TextEncoder
+from trainers.language.model import Embedder, ModelError
 from trainers.language.texts import collect
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -144,6 +148,85 @@ def test_a_space_without_texts_is_an_empty_file(town: Workspace, tiny: EncoderCo
     for _ in range(2):
         assert embed(town, tiny, spaces=["user_text"]).spaces[0].texts == 0
     assert pq.read_table(file_of(town, "user_text")).num_rows == 0
+
+
+START = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
+CUT_OFF = START + timedelta(hours=10)
+AN_INSTANT = timedelta(microseconds=1)
+Tuned = Callable[[Embedder | None], EncoderConfig]
+
+
+def test_what_a_tuned_model_writes_was_not_available_before_its_cut_off(town: Workspace, tuned: Tuned) -> None:
+    change_text(town, "pois", "p2", "A ramen bar by the sea.", CUT_OFF + timedelta(hours=1))
+    embed(town, tuned(None))
+    assert [row_of(town, "p1", t) for t in (START, CUT_OFF - AN_INSTANT, CUT_OFF)] == [0, 0, 1]
+    hour_later = CUT_OFF + timedelta(hours=1)
+    assert [row_of(town, "p2", t) for t in (CUT_OFF, hour_later - AN_INSTANT, hour_later)] == [0, 0, 2]
+    scene = load_matrix(file_of(town, "scene_text"))
+    keys = ["weather=clear", "weather=rain"]  # met at the first and at the fourth hour
+    for time, rows in ((CUT_OFF - AN_INSTANT, 0), (CUT_OFF, 2)):
+        assert np.count_nonzero(scene.rows_at(keys, np.full(2, micro(time)))) == rows
+
+
+def test_of_the_texts_before_a_cut_off_the_newest_is_the_one(town: Workspace, tuned: Tuned) -> None:
+    """The text of a key went back to what it was, and changed again when the model was there."""
+    path = town.source("pois")
+    first = pq.read_table(path).to_pylist()[0]
+    texts = {1: "soup", 2: "fish", 3: "soup", 12: "fish"}
+    times = {hour: START + timedelta(hours=hour) for hour in texts}
+    rows = [
+        first | {columns.TEXT: text, columns.EVENT_TIMESTAMP: times[hour], columns.CREATED_TIMESTAMP: times[hour]}
+        for hour, text in texts.items()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
+    assert computed(embed(town, tuned(None), spaces=["poi_text"])) == {"poi_text": 2}
+    table = pq.read_table(file_of(town, "poi_text"))
+    assert table["poi_text_text"].to_pylist() == ["soup", "fish"]
+    assert table[columns.CREATED_TIMESTAMP].to_pylist() == [CUT_OFF, START + timedelta(hours=12)]
+    assert table[columns.EVENT_TIMESTAMP].equals(table[columns.CREATED_TIMESTAMP])
+
+
+@pytest.mark.parametrize("known_only", [True, False])
+def test_a_pull_as_of_before_the_cut_off_gets_no_vector(town: Workspace, tuned: Tuned, known_only: bool) -> None:
+    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
+    from feast.types import Int64
+    from feast.value_type import ValueType
+
+    embed(town, tuned(None), spaces=["poi_text"])
+    config: dict[str, Any] = {
+        "registry": {"registry_type": "sql", "path": f"sqlite:///{town.root}/pull.db"},
+        "offline_store": {"type": "feature_repo.stores.asof.AsofOfflineStore"},
+        "online_store": {"type": "sqlite", "path": f"{town.root}/online.db"},
+    }
+    poi = Entity(name="poi", join_keys=[columns.POI_ID], value_type=ValueType.STRING)
+    source = FileSource(
+        path=str(file_of(town, "poi_text")),
+        timestamp_field=columns.EVENT_TIMESTAMP,
+        created_timestamp_column=columns.CREATED_TIMESTAMP,
+    )
+    view = FeatureView(
+        name="poi_text",
+        entities=[poi],
+        ttl=timedelta(0),
+        schema=[Field(name="poi_text_row", dtype=Int64)],
+        source=source,
+    )
+    store = FeatureStore(
+        config=RepoConfig(project="pull", provider="local", entity_key_serialization_version=3, **config)
+    )
+    store.apply([poi, view])
+    times = [START, CUT_OFF - AN_INSTANT, CUT_OFF]
+    spine = pd.DataFrame({columns.POI_ID: ["p1"] * 3, columns.EVENT_TIMESTAMP: times})
+    job = store.get_historical_features(spine, ["poi_text:poi_text_row"], filter_by_created_timestamp=known_only)
+    assert job.to_arrow()["poi_text_row"].to_pylist() == [None, None, 2]
+
+
+def test_a_cut_off_without_a_time_zone_is_refused(town: Workspace, tuned: Tuned) -> None:
+    config = tuned(None)
+    note = Path(config.model) / "scenerank.json"
+    note.write_text(note.read_text().replace("+00:00", ""))
+    with pytest.raises(ModelError, match="no time zone"):
+        embed(town, config)
 
 
 class BrokenOff(RuntimeError):

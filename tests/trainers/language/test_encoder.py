@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,8 @@ import pytest
 
 from trainers.language import encoder
 from trainers.language.encoder import TEMPLATES, EncoderConfig, TextEncoder
-from trainers.language.model import INSTALL, SMOLLM2, EmbeddedModel, ModelError, sha256
+from trainers.language.heads import Groups, HeadConfig, Heads
+from trainers.language.model import INSTALL, SMOLLM2, EmbeddedModel, Embedder, ModelError, sha256
 
 TEXTS = ["Soup.", "Warm soup and bread near the station, open late.", "Fish", "Noodles for lunch", "a" * 40]
 
@@ -104,6 +109,105 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
         EncoderConfig(model=str(tmp_path)).version("poi_text")
 
 
+def one_word(kind: str) -> Embedder:
+    return Embedder(templates={kind: "{text} is"}, pooling="mean", heads={})
+
+
+def test_a_tuned_model_is_read_as_it_was_tuned_unless_told_otherwise(
+    tiny: EncoderConfig, tuned: Callable[[Embedder | None], EncoderConfig]
+) -> None:
+    noted = tuned(one_word("poi_text"))
+    by_hand = dataclasses.replace(tiny, templates={"poi_text": "{text} is"}, pooling="mean")
+    expected = TextEncoder(by_hand).encode(TEXTS, "poi_text")
+    np.testing.assert_array_equal(TextEncoder(noted).encode(TEXTS, "poi_text"), expected)
+    assert noted.embedder() == one_word("poi_text")
+    overruled = dataclasses.replace(noted, templates=TEMPLATES, pooling="last")
+    np.testing.assert_array_equal(
+        TextEncoder(overruled).encode(TEXTS, "poi_text"), TextEncoder(tiny).encode(TEXTS, "poi_text")
+    )
+    with pytest.raises(ModelError, match="no template for texts of kind 'user_text'"):
+        noted.template("user_text")
+
+
+def test_a_model_that_was_trained_to_speak_is_read_like_any_other(
+    tiny: EncoderConfig, tuned: Callable[[Embedder | None], EncoderConfig]
+) -> None:
+    assert tuned(None).embedder() == tiny.embedder()
+    assert tuned(None).available_at() == datetime(2026, 3, 2, 18, 0, tzinfo=UTC)
+    assert tiny.available_at() is None
+    assert EncoderConfig().available_at() is None
+
+
+def test_heads_project_the_texts_of_their_space(
+    tiny: EncoderConfig, tuned: Callable[[Embedder | None], EncoderConfig]
+) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    noted = tuned(Embedder(templates=TEMPLATES, pooling="last", heads={"poi_text": "poi"}))
+    groups = Groups(spaces=("poi_text", "user_text"), sentences={})
+    heads = Heads(["poi"], 32, HeadConfig(width=5), groups)
+    states = TextEncoder(tiny).encode(TEXTS, "poi_text")
+    heads.fit(torch.from_numpy(states), torch.zeros(len(states), dtype=torch.int64))
+    heads.save(Path(noted.model))
+    weight, bias = (p.detach().numpy() for p in heads.projectors["poi"].parameters())
+    expected = (states - states.mean(0)) / (states - states.mean(0)).std() @ weight.T + bias
+    loaded = TextEncoder(noted)
+    np.testing.assert_allclose(loaded.encode(TEXTS, "poi_text"), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(loaded.encode(TEXTS, "user_text"), TextEncoder(tiny).encode(TEXTS, "user_text"))
+    before = noted.version("poi_text")
+    Heads(["poi"], 32, HeadConfig(width=5), groups).save(Path(noted.model))
+    assert noted.version("poi_text") != before
+    with pytest.raises(ModelError, match="leave unit_length off"):
+        dataclasses.replace(noted, unit_length=True).embedder()
+
+
+def test_the_version_follows_the_note(tuned: Callable[[Embedder | None], EncoderConfig]) -> None:
+    first = tuned(one_word("poi_text")).version("poi_text")
+    other = dataclasses.replace(one_word("poi_text"), templates={"poi_text": "{text} was"})
+    assert tuned(other).version("poi_text") != first
+    assert tuned(one_word("poi_text")).version("poi_text") == first
+
+
+@pytest.mark.parametrize(
+    ("settings", "pooling"),
+    [
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+        ({"pooling_mode_lasttoken": True}, "last"),
+    ],
+)
+def test_a_sentence_encoder_is_read_as_its_folder_says(
+    tiny: EncoderConfig, tmp_path: Path, settings: dict[str, object], pooling: str
+) -> None:
+    config = sentence_encoder(tiny, tmp_path / "sentences", settings)
+    assert config.embedder() == Embedder(templates=dict.fromkeys(TEMPLATES, "{text}"), pooling=pooling, heads={})
+
+
+def test_a_pooling_that_is_not_known_has_to_be_overruled(tiny: EncoderConfig, tmp_path: Path) -> None:
+    config = sentence_encoder(tiny, tmp_path / "sentences", {"pooling_mode": "max"})
+    with pytest.raises(ModelError, match=r"pooling \['max'\] is not known"):
+        config.version("poi_text")
+    assert dataclasses.replace(config, pooling="last").embedder().pooling == "last"
+
+
+def sentence_encoder(tiny: EncoderConfig, folder: Path, settings: dict[str, object]) -> EncoderConfig:
+    """The tiny model as sentence-transformers would keep it."""
+    shutil.copytree(tiny.model, folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    return dataclasses.replace(tiny, model=str(folder))
+
+
+def test_unit_length_is_part_of_the_version(tiny: EncoderConfig) -> None:
+    unit = dataclasses.replace(tiny, unit_length=True)
+    vectors = TextEncoder(tiny).encode(TEXTS, "poi_text")
+    expected = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(TextEncoder(unit).encode(TEXTS, "poi_text"), expected, atol=1e-6)
+    assert unit.version("poi_text") != tiny.version("poi_text")
+
+
 POIS = {
     "bakery": (
         "Sourdough loaves and cinnamon buns from the oven.",
@@ -115,6 +219,16 @@ POIS = {
     "burgers": ("Beef patties with cheese and fries.", "Double cheeseburger, milkshake and onion rings."),
     "coffee": ("Espresso, cappuccino and filter brews.", "Single origin beans, latte and quiet tables."),
 }
+
+
+@pytest.mark.story
+def test_the_embedded_sentence_encoder_is_what_its_library_makes_of_it() -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = [text for pair in POIS.values() for text in pair]
+    config = EncoderConfig(model="minilm", dtype="float32", threads=1, unit_length=True)
+    expected = SentenceTransformer(str(config.folder()), device="cpu").encode(texts)
+    np.testing.assert_allclose(TextEncoder(config).encode(texts, "poi_text"), expected, atol=1e-5)
 
 
 @pytest.mark.story
