@@ -34,6 +34,11 @@ class Workspace:
         return self.root / "knowledge"
 
     @property
+    def language(self) -> Path:
+        """Run folders of language models that were tuned here, one a stage."""
+        return self.root / "language"
+
+    @property
     def training(self) -> Path:
         return self.root / "training"
 
