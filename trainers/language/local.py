@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AutoModel, AutoTokenizer
+from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenizer
 
 from trainers.language.encoder import SLOT, EncoderConfig, Pooled
 from trainers.language.model import ModelError, fastest_dtype, quiet
@@ -58,6 +58,12 @@ class Prompts:
             if len(ids) <= self._max_length:
                 return Prompt(prompt, ids)
         raise ModelError(f"max_length {self._max_length} has no room for the template {template!r}; raise it")
+
+
+def state_width(folder: Path) -> int:
+    """The width of a model's states; only its settings are read."""
+    config: Any = AutoConfig.from_pretrained(folder)
+    return int(config.get_text_config().hidden_size)
 
 
 class LocalModel:
