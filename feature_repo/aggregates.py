@@ -29,53 +29,58 @@ def table_of(owner: str) -> str:
 
 
 def build(workspace: Workspace, progress: Callable[[str], None] = lambda table: None) -> list[Path]:
-    """Write every statistics table of `columns.STATISTICS` and `user_state` beside the source tables."""
+    """Write the statistics tables that the schema keeps, and `user_state`, beside the source tables."""
     schema = Schema.load(workspace.schema)
     written = []
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'")
         _load_events(db, workspace, schema)
-        for owner, keys in columns.STATISTICS.items():
+        for owner in schema.statistics:
             progress(table_of(owner))
-            written.append(_write(db, counts_sql(owner, keys), workspace.source(table_of(owner))))
+            query = counts_sql(owner, columns.STATISTICS[owner], schema.window_days)
+            written.append(_write(db, query, workspace.source(table_of(owner))))
         progress(USER_STATE)
         written.append(_write(db, state_sql(), workspace.source(USER_STATE)))
     return written
 
 
 def _load_events(db: duckdb.DuckDBPyConnection, workspace: Workspace, schema: Schema) -> None:
-    """Impressions with the keys that statistics need: the POI's category and the local part of the day."""
+    """Impressions with the keys that statistics need: the POI's kinds and the local part of the day."""
     from feature_repo.scenes import daypart_of_hour
 
     cases = " ".join(f"WHEN {hour} THEN '{daypart_of_hour(hour)}'" for hour in range(24))
     local_hour = f"hour(timezone('{schema.timezone}', i.{columns.EVENT_TIMESTAMP}))"
     db.execute(
         f"""CREATE TEMP TABLE events AS
-        SELECT i.*, p.{columns.CATEGORY} AS {columns.CATEGORY_KEY}, p.{columns.CATEGORY}, p.{columns.SPECIALTY},
-               CASE {local_hour} {cases} END AS {columns.DAYPART_KEY}
+        SELECT i.*, p.{columns.CATEGORY} AS {columns.CATEGORY_KEY}, p.{columns.SPECIALTY} AS {columns.SPECIALTY_KEY},
+               p.{columns.CATEGORY}, p.{columns.SPECIALTY}, CASE {local_hour} {cases} END AS {columns.DAYPART_KEY}
         FROM read_parquet(?) i JOIN read_parquet(?) p USING ({columns.POI_ID})""",
         [str(workspace.source("impressions")), str(workspace.source("pois"))],
     )
 
 
-def counts_sql(owner: str, keys: Sequence[str]) -> str:
-    """Rows (keys, event_timestamp, counts per window), one a key and day on which any count changes."""
+def counts_sql(owner: str, keys: Sequence[str], window_days: Sequence[int]) -> str:
+    """Rows (keys, event_timestamp, counts per window), one a key and day on which any count changes.
+
+    A key of nothing (a POI without a specialty) has no rows.
+    """
     key = ", ".join(keys)
     moments, sums, running = [], [], []
     names = {"impressions": "1", "clicks": columns.CLICK, "orders": f'"{columns.ORDER}"'}
-    for days in columns.WINDOW_DAYS:
+    for days in window_days:
         for count in columns.COUNTS:
             name = columns.statistic(owner, count, days)
             sums.append(f"sum(CASE window_days WHEN {days} THEN {count} ELSE 0 END) AS {name}")
             running.append(f"(sum({name}) OVER so_far)::BIGINT AS {name}")
-    for days in columns.WINDOW_DAYS:
+    for days in window_days:
         for sign, shift in (("", 0), ("-", days)):
             deltas = ", ".join(f"{sign}({names[c]})::BIGINT AS {c}" for c in columns.COUNTS)
             moments.append(
                 f"SELECT {key}, midnight + INTERVAL {shift} DAY AS moment, {days} AS window_days, {deltas} FROM e"
             )
     return f"""
-        WITH e AS (SELECT *, date_trunc('day', {columns.OUTCOME_TIMESTAMP}) + INTERVAL 1 DAY AS midnight FROM events),
+        WITH e AS (SELECT *, date_trunc('day', {columns.OUTCOME_TIMESTAMP}) + INTERVAL 1 DAY AS midnight FROM events
+                   WHERE {" AND ".join(f"{name} IS NOT NULL" for name in keys)}),
         moments AS ({" UNION ALL ".join(moments)}),
         changes AS (SELECT {key}, moment, {", ".join(sums)} FROM moments GROUP BY {key}, moment)
         SELECT {key}, moment AS {columns.EVENT_TIMESTAMP}, moment AS {columns.CREATED_TIMESTAMP}, {", ".join(running)}

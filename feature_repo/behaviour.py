@@ -10,12 +10,12 @@ from feature_repo.aggregates import table_of
 
 # A row says how things stood at a midnight and holds until the next one; without any row for this long there were no
 # events in the longest window either, so the value has expired by its own meaning.
-TTL = timedelta(days=max(columns.WINDOW_DAYS) + 1)
+TTL = timedelta(days=max(sources.SCHEMA.window_days) + 1)
 
 
 def statistics_view(owner: str, entities: list[Entity], description: str) -> FeatureView:
     """The view of one owner's counts."""
-    names = [columns.statistic(owner, c, d) for d in columns.WINDOW_DAYS for c in columns.COUNTS]
+    names = [columns.statistic(owner, c, d) for d in sources.SCHEMA.window_days for c in columns.COUNTS]
     return FeatureView(
         name=table_of(owner),
         entities=entities,
@@ -24,3 +24,8 @@ def statistics_view(owner: str, entities: list[Entity], description: str) -> Fea
         source=sources.table(table_of(owner)),
         description=description,
     )
+
+
+def kept_statistics_view(owner: str, entities: list[Entity], description: str) -> FeatureView | None:
+    """The view of counts that not every dataset keeps; None where this one does not."""
+    return statistics_view(owner, entities, description) if owner in sources.SCHEMA.statistics else None

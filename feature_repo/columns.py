@@ -48,6 +48,7 @@ RECENT_LENGTH = 20
 
 # Keys of statistics that a pull derives from the POI and from the clock; not features themselves.
 CATEGORY_KEY = "category_key"
+SPECIALTY_KEY = "specialty_key"
 DAYPART_KEY = "daypart_key"
 
 # Names that a dataset's own columns cannot have, in whatever table: pulls bring all tables together.
@@ -56,11 +57,12 @@ RESERVED = frozenset(
         *(USER_ID, POI_ID, SCENARIO_ID, SCENE_VALUE, REQUEST_ID, ROW_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP),
         *(OUTCOME_TIMESTAMP, LOCAL_TIME, POSITION, PROPENSITY, CLICK, ORDER, LATITUDE, LONGITUDE, NAME, TEXT, CATEGORY),
         *(SPECIALTY, OPEN_HOURS, POI_LATITUDE, POI_LONGITUDE, RECENT_POIS, RECENT_TIMES, LAST_CATEGORY, LAST_SPECIALTY),
-        *(LAST_ORDER_TIME, CATEGORY_KEY, DAYPART_KEY, "event_time_us"),
+        *(LAST_ORDER_TIME, CATEGORY_KEY, SPECIALTY_KEY, DAYPART_KEY, "event_time_us"),
     }
 )
 
-# Behaviour statistics: counts of these, in these windows.
+# Behaviour statistics: counts of these, under these keys. A dataset says which it keeps, and in which windows of days
+# (`Schema.statistics`, `Schema.window_days`); these are the usual ones.
 COUNTS = ("impressions", "clicks", "orders")
 WINDOW_DAYS = (7, 28)
 STATISTICS: dict[str, tuple[str, ...]] = {
@@ -70,7 +72,10 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "user_poi": (USER_ID, POI_ID),
     "user_category": (USER_ID, CATEGORY_KEY),
     "poi_daypart": (POI_ID, DAYPART_KEY),
+    "user_specialty": (USER_ID, SPECIALTY_KEY),
+    "user_poi_daypart": (USER_ID, POI_ID, DAYPART_KEY),
 }
+USUAL_STATISTICS = ("user", "poi", "scenario", "user_poi", "user_category", "poi_daypart")
 
 # Knowledge: one vector space per kind of text; a pull carries the row of a matrix, not the vector.
 KNOWLEDGE: dict[str, str] = {

@@ -1,12 +1,23 @@
-"""The one file that Feast reads: it re-exports every Feast object of this package (`.feastignore` hides the rest)."""
+"""The one file that Feast reads: it re-exports every Feast object of this package (`.feastignore` hides the rest).
 
-from feature_repo.entities import category, daypart, poi, scenario, scene_value, user
+Views of statistics that the active dataset does not keep are None.
+"""
+
+from feature_repo.entities import category, daypart, poi, scenario, scene_value, specialty, user
 from feature_repo.knowledge import poi_text, scenario_text, scene_text, user_text
 from feature_repo.on_demand import request, scene
 from feature_repo.pois import poi_daypart_stats, poi_profile, poi_stats
 from feature_repo.scenarios import scenario_stats
 from feature_repo.services import larr, ple, ple_scene_ids
-from feature_repo.users import user_category_stats, user_poi_stats, user_profile, user_state, user_stats
+from feature_repo.users import (
+    user_category_stats,
+    user_poi_daypart_stats,
+    user_poi_stats,
+    user_profile,
+    user_specialty_stats,
+    user_state,
+    user_stats,
+)
 
 __all__ = [
     "category",
@@ -26,10 +37,13 @@ __all__ = [
     "scene",
     "scene_text",
     "scene_value",
+    "specialty",
     "user",
     "user_category_stats",
+    "user_poi_daypart_stats",
     "user_poi_stats",
     "user_profile",
+    "user_specialty_stats",
     "user_state",
     "user_stats",
     "user_text",

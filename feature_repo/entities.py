@@ -25,6 +25,12 @@ category = Entity(
     value_type=ValueType.STRING,
     description="A kind of POI, as a key of statistics.",
 )
+specialty = Entity(
+    name="specialty",
+    join_keys=[columns.SPECIALTY_KEY],
+    value_type=ValueType.STRING,
+    description="The finest kind of a POI, as a key of statistics.",
+)
 daypart = Entity(
     name="daypart",
     join_keys=[columns.DAYPART_KEY],

@@ -16,6 +16,8 @@ _BEHAVIOUR = [
     users.user_stats,
     users.user_poi_stats,
     users.user_category_stats,
+    users.user_specialty_stats,
+    users.user_poi_daypart_stats,
     pois.poi_profile,
     pois.poi_stats,
     pois.poi_daypart_stats,

@@ -52,7 +52,8 @@ def apply(workspace: Workspace, profile: str = EMBEDDED) -> Any:
     store = open_store(workspace)
     from feature_repo import definitions
 
-    store.apply([getattr(definitions, name) for name in definitions.__all__ if name != "request"], partial=True)
+    named = (getattr(definitions, name) for name in definitions.__all__ if name != "request")
+    store.apply([found for found in named if found is not None], partial=True)
     return store
 
 

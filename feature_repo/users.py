@@ -7,7 +7,7 @@ from feast.types import Array, Int64, String
 
 from feature_repo import columns, entities, sources
 from feature_repo.aggregates import USER_STATE
-from feature_repo.behaviour import statistics_view
+from feature_repo.behaviour import kept_statistics_view, statistics_view
 
 user_profile = FeatureView(
     name="user_profile",
@@ -37,4 +37,12 @@ user_stats = statistics_view("user", [entities.user], "How much the user saw, cl
 user_poi_stats = statistics_view("user_poi", [entities.user, entities.poi], "The same, with this POI.")
 user_category_stats = statistics_view(
     "user_category", [entities.user, entities.category], "The same, in this category."
+)
+user_specialty_stats = kept_statistics_view(
+    "user_specialty", [entities.user, entities.specialty], "The same, of this finest kind."
+)
+user_poi_daypart_stats = kept_statistics_view(
+    "user_poi_daypart",
+    [entities.user, entities.poi, entities.daypart],
+    "The same, with this POI in this part of the day.",
 )

@@ -78,7 +78,7 @@ class FeatureReader:
         views = [
             open_view(store, name, [f for v, f in stored if v == name]) for name in dict.fromkeys(v for v, _ in stored)
         ]
-        derived = {columns.CATEGORY_KEY, columns.DAYPART_KEY}
+        derived = {columns.CATEGORY_KEY, columns.SPECIALTY_KEY, columns.DAYPART_KEY}
         self._context_views = [v for v in views if v.keys <= {columns.USER_ID, columns.SCENARIO_ID}]
         self._derived_views = [v for v in views if v.keys & derived]
         self._poi_views = [v for v in views if v not in self._context_views and v not in self._derived_views]
@@ -123,8 +123,9 @@ class FeatureReader:
         keys = {columns.USER_ID: context.table[columns.USER_ID].to_pylist() * n, columns.POI_ID: list(poi_ids)}
         reads = self._fetch(self._poi_views, keys, time_us)
         stored = _columns_of(reads)
-        # An unknown POI has no category; the empty one has no statistics.
-        keys[columns.CATEGORY_KEY] = [category or "" for category in stored[columns.CATEGORY].to_pylist()]
+        # An unknown POI has no kind; the empty one has no statistics.
+        for key, kind in ((columns.CATEGORY_KEY, columns.CATEGORY), (columns.SPECIALTY_KEY, columns.SPECIALTY)):
+            keys[key] = [word or "" for word in stored[kind].to_pylist()]
         keys[columns.DAYPART_KEY] = scenes.daypart_keys(np.array([time_us]), self._bundle.schema.timezone) * n
         reads += self._fetch(self._derived_views, keys, time_us)
         repeated = {name: context.table[name].take(pa.array([0] * n)) for name in context.table.column_names}

@@ -75,7 +75,7 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     dataset = choice.load(report)
     _forget_online(workspace)
     dataset.write(workspace.sources)
-    tables = len(columns.STATISTICS) + 1
+    tables = len(dataset.schema.statistics) + 1
     done = iter(range(tables))
     aggregates.build(workspace, lambda table: report("behaviour statistics", next(done), tables))
     report("behaviour statistics", tables, tables)

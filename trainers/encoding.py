@@ -7,7 +7,8 @@ plain data: it travels in the bundle as JSON and it is all that `Batch.from_arro
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,6 +21,8 @@ from feature_repo.datasets.schema import Schema
 from feature_repo.scenes import EVENT_TIME_US, features_of
 
 UNKNOWN = 0  # the id of a value that is missing or was not seen in training
+# The numbers made of one owner's counts in one window.
+COUNT_NUMBERS = ("log_impressions", "log_clicks", "click_rate", "order_rate")
 RATE_PRIOR_COUNT = 20.0  # a rate from few events is drawn towards the overall rate with this weight
 
 
@@ -153,14 +156,13 @@ def derive_numbers(table: pa.Table, timezone: str, rates: tuple[float, float]) -
     """Every number that a ranker reads, float64 (n,) each, NaN where unknown: log counts, smoothed rates, distance,
     openness, hours since the user's last click and order, and how recently this POI was clicked."""
     numbers: dict[str, np.ndarray] = {}
-    for owner in columns.STATISTICS:
-        for days in columns.WINDOW_DAYS:
-            shown, clicked, ordered = (_number(table, columns.statistic(owner, c, days)) for c in columns.COUNTS)
-            shown, clicked, ordered = (np.nan_to_num(v, nan=0.0) for v in (shown, clicked, ordered))
-            numbers[f"{owner}_log_impressions_{days}d"] = np.log1p(shown)
-            numbers[f"{owner}_log_clicks_{days}d"] = np.log1p(clicked)
-            numbers[f"{owner}_click_rate_{days}d"] = _smoothed(clicked, shown, rates[0])
-            numbers[f"{owner}_order_rate_{days}d"] = _smoothed(ordered, clicked, rates[1])
+    for owner, days in kept_statistics(table.column_names, columns.COUNTS):
+        shown, clicked, ordered = (_number(table, columns.statistic(owner, c, days)) for c in columns.COUNTS)
+        shown, clicked, ordered = (np.nan_to_num(v, nan=0.0) for v in (shown, clicked, ordered))
+        numbers[f"{owner}_log_impressions_{days}d"] = np.log1p(shown)
+        numbers[f"{owner}_log_clicks_{days}d"] = np.log1p(clicked)
+        numbers[f"{owner}_click_rate_{days}d"] = _smoothed(clicked, shown, rates[0])
+        numbers[f"{owner}_order_rate_{days}d"] = _smoothed(ordered, clicked, rates[1])
     places = (columns.LATITUDE, columns.LONGITUDE, columns.POI_LATITUDE, columns.POI_LONGITUDE)
     numbers["log_distance_km"] = np.log1p(geo.distance_km(*(_number(table, name) for name in places)))
     times_us = table[EVENT_TIME_US].to_numpy()
@@ -168,6 +170,14 @@ def derive_numbers(table: pa.Table, timezone: str, rates: tuple[float, float]) -
     numbers["log_hours_since_order"] = log_hours(times_us - _number(table, columns.LAST_ORDER_TIME))
     numbers["log_hours_since_poi"] = _log_hours_since_poi(table, times_us)
     return numbers
+
+
+def kept_statistics(names: Iterable[str], numbers: Iterable[str]) -> list[tuple[str, int]]:
+    """Owner and window in days of all statistics of which one of `numbers` is among the names."""
+    owners = list(columns.STATISTICS)
+    pattern = re.compile(rf"({'|'.join(owners)})_(?:{'|'.join(numbers)})_(\d+)d")
+    found = {(m[1], int(m[2])) for name in names if (m := pattern.fullmatch(name))}
+    return sorted(found, key=lambda kept: (owners.index(kept[0]), kept[1]))
 
 
 def log_hours(microseconds: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ import torch
 from feature_repo import columns
 from feature_repo.datasets.schema import Schema
 from trainers.batch import Batch
-from trainers.encoding import Encoding
+from trainers.encoding import COUNT_NUMBERS, Encoding, kept_statistics
 from trainers.knowledge import VectorMatrix
 from trainers.models.tower import Items, TowerSizes
 
@@ -29,6 +29,7 @@ KM_PER_DEGREE = 111.195
 WAVELENGTHS_KM = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 DIRECTIONS = 4
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+USUAL_COUNTS = tuple((owner, days) for owner in columns.USUAL_STATISTICS for days in columns.WINDOW_DAYS)
 POI_FREE_OWNERS = tuple(
     o for o, keys in columns.STATISTICS.items() if keys in ((columns.USER_ID,), (columns.SCENARIO_ID,))
 )
@@ -81,7 +82,10 @@ class TowerInputs:
 
     def query(self, table: pa.Table) -> Batch:
         """The query tower's Batch of n rows of a pull or an online read; POI columns are not needed."""
-        batch = Batch.from_arrow(with_nulls(table, self.encoding.vocabularies), self.encoding)
+        batch = Batch.from_arrow(
+            with_nulls(table, self.encoding.vocabularies, kept_statistics(self.encoding.scalers, COUNT_NUMBERS)),
+            self.encoding,
+        )
         numbers = batch.numeric_BD[:, self._poi_free_numbers()]
         if self.frame is not None:
             code = self.frame.code(degrees(table, columns.LATITUDE), degrees(table, columns.LONGITUDE))
@@ -130,14 +134,14 @@ class TowerInputs:
         return [i for i, name in enumerate(self.encoding.scalers) if poi_free.match(name)]
 
 
-def with_nulls(table: pa.Table, ids: Iterable[str]) -> pa.Table:
-    """The table with nulls in every column of `Batch.from_arrow` that it lacks; `ids` names those of strings."""
-    counts = (
-        columns.statistic(owner, count, days)
-        for owner in columns.STATISTICS
-        for count in columns.COUNTS
-        for days in columns.WINDOW_DAYS
-    )
+def with_nulls(table: pa.Table, ids: Iterable[str], kept: Iterable[tuple[str, int]] = USUAL_COUNTS) -> pa.Table:
+    """The table with nulls in every column of `Batch.from_arrow` that it lacks.
+
+    Args:
+        ids: names the columns of strings.
+        kept: owner and window in days of the statistics.
+    """
+    counts = (columns.statistic(owner, count, days) for owner, days in kept for count in columns.COUNTS)
     places = (columns.LATITUDE, columns.LONGITUDE, columns.POI_LATITUDE, columns.POI_LONGITUDE)
     types: Mapping[str, pa.DataType] = {
         **dict.fromkeys((*ids, columns.OPEN_HOURS), pa.string()),

@@ -1,7 +1,7 @@
 """Training sets: a FeatureService pulled for a spine of impressions, each row as of its own moment.
 
     spine (impressions of a time range)
-      -> keys that statistics are kept under: category of the POI, part of the day
+      -> keys that statistics are kept under: kinds of the POI, part of the day
       -> Feast's point-in-time join: values with event and creation time at or before the impression
       -> rows of the scene values' vectors that were available at or before the impression
       -> Parquet parts, in the order of the spine, one a slice of it
@@ -147,12 +147,13 @@ def join(workspace: Workspace, store: Any, service: str, spine: pa.Table) -> pa.
 
 def with_keys(spine: pa.Table, workspace: Workspace, schema: Schema) -> pa.Table:
     """The spine with its moment as a number and the keys that statistics are kept under."""
-    pois = pq.read_table(workspace.source("pois"), columns=[columns.POI_ID, columns.CATEGORY])
+    pois = pq.read_table(workspace.source("pois"), columns=[columns.POI_ID, columns.CATEGORY, columns.SPECIALTY])
     at = pc.index_in(spine[columns.POI_ID], value_set=pois[columns.POI_ID].combine_chunks())
     times = spine[columns.EVENT_TIMESTAMP].cast(TIME).cast(pa.int64())
     return (
         spine.append_column(EVENT_TIME_US, times)
         .append_column(columns.CATEGORY_KEY, pois[columns.CATEGORY].take(at))
+        .append_column(columns.SPECIALTY_KEY, pois[columns.SPECIALTY].take(at))
         .append_column(columns.DAYPART_KEY, pa.array(daypart_keys(times.to_numpy(), schema.timezone), pa.string()))
     )
 

@@ -69,6 +69,8 @@ def load(config: MappingConfig) -> Dataset:
         poi_attributes=tuple(a.field for a in mapping.pois.attributes),
         request_fields=tuple(field for field, _ in scene),
         scene_fields=tuple(rule.field for rule in mapping.scene if not rule.numeric),
+        statistics=tuple(dict.fromkeys((*columns.USUAL_STATISTICS, *mapping.statistics))),
+        window_days=mapping.window_days,
         notes=f"Mapped from {log.file.name} by {config.file.name}.",
     )
     impressions = _impressions(mapping, log, times).with_columns([values for _, values in scene])

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from feature_repo.columns import WINDOW_DAYS
 from feature_repo.datasets.raw import nearest
 from feature_repo.datasets.schema import DataError
 
@@ -207,6 +208,8 @@ class Mapping:
     pois: PoiTable = PoiTable()
     scenarios: dict[str, ScenarioText] = dataclasses.field(default_factory=dict)
     split: SplitRule = SplitRule(fractions=(0.4, 0.4, 0.1, 0.1))
+    statistics: tuple[str, ...] = ()
+    window_days: tuple[int, ...] = WINDOW_DAYS
 
     def __post_init__(self) -> None:
         try:

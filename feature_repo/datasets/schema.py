@@ -69,6 +69,10 @@ class Schema:
     request_fields: tuple[RequestField, ...] = ()
     # Request fields that are scene features as they stand (a mapping file declares them); others feed scenes.py.
     scene_fields: tuple[str, ...] = ()
+    # Behaviour statistics that are kept, of `columns.STATISTICS`, and how many days they look back: a log of places to
+    # which people return for months remembers longer than a feed.
+    statistics: tuple[str, ...] = columns.USUAL_STATISTICS
+    window_days: tuple[int, ...] = columns.WINDOW_DAYS
     notes: str = ""
 
     def __post_init__(self) -> None:
@@ -85,9 +89,21 @@ class Schema:
         unknown = set(self.scene_fields) - {f.name for f in self.request_fields}
         if unknown:
             raise DataError(f"schema of {self.dataset}: scene_fields {sorted(unknown)} are not request fields")
+        self._check_statistics()
         s = self.split
         if not s.train <= s.valid <= s.test <= s.end:
             raise DataError(f"schema of {self.dataset}: the split must be in time order, got {s}")
+
+    def _check_statistics(self) -> None:
+        if unknown := sorted(set(self.statistics) - columns.STATISTICS.keys()):
+            raise DataError(
+                f"schema of {self.dataset}: no statistics {unknown}; there are {', '.join(columns.STATISTICS)}"
+            )
+        if missing := sorted(set(columns.USUAL_STATISTICS) - set(self.statistics)):
+            raise DataError(f"schema of {self.dataset}: statistics {missing} are missing; every dataset keeps those")
+        days = self.window_days
+        if not days or min(days) < 1 or list(days) != sorted(set(days)):
+            raise DataError(f"schema of {self.dataset}: window_days must be whole days >= 1 that rise, got {days}")
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -108,6 +124,9 @@ class Schema:
             poi_attributes=tuple(raw["poi_attributes"]),
             request_fields=tuple(RequestField(**f) for f in raw["request_fields"]),
             scene_fields=tuple(raw["scene_fields"]),
+            # Absent where an older version wrote it, which kept just these.
+            statistics=tuple(raw.get("statistics", columns.USUAL_STATISTICS)),
+            window_days=tuple(raw.get("window_days", columns.WINDOW_DAYS)),
             notes=raw["notes"],
         )
 

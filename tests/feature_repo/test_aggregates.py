@@ -1,5 +1,6 @@
 """Statistics against a brute-force count, on random logs and on moments where mistakes are easy."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from feature_repo.workspace import Workspace
 START = datetime(2015, 3, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
 POIS = {"p0": "soup", "p1": "soup", "p2": "grill"}
+SPECIALTIES = {"p0": "a", "p1": "b", "p2": None}
+WINDOW_DAYS = (7, 28, 60)
 Event = tuple[str, str, int, int, int]  # user, POI, outcome time (us after START), click, order
 
 
@@ -25,8 +28,13 @@ def write_log(root: Path, events: list[Event]) -> Workspace:
     workspace = Workspace(root)
     workspace.sources.mkdir(parents=True, exist_ok=True)
     split = Split(train=START, valid=START, test=START, end=START + timedelta(days=99))
-    Schema(dataset="tiny", timezone="Europe/Helsinki", split=split).save(workspace.schema)
-    pois = {columns.POI_ID: list(POIS), columns.CATEGORY: list(POIS.values()), columns.SPECIALTY: ["a", "b", "c"]}
+    kept = {"statistics": tuple(columns.STATISTICS), "window_days": WINDOW_DAYS}
+    Schema(dataset="tiny", timezone="Europe/Helsinki", split=split, **kept).save(workspace.schema)
+    pois = {
+        columns.POI_ID: list(POIS),
+        columns.CATEGORY: list(POIS.values()),
+        columns.SPECIALTY: list(SPECIALTIES.values()),
+    }
     pq.write_table(pa.table(pois), workspace.source("pois"))
     times = pa.array([START + timedelta(microseconds=e[2]) for e in events], TIME)
     log = pa.table(
@@ -73,8 +81,10 @@ def test_counts_equal_brute_force_at_every_midnight(tmp_path_factory, log, day):
     moment = START + timedelta(days=day)
     keys = {"user": {columns.USER_ID: "u0"}, "poi": {columns.POI_ID: "p1"}, "user_category": {}}
     keys["user_category"] = {columns.USER_ID: "u0", columns.CATEGORY_KEY: "soup"}
+    keys["user_specialty"] = {columns.USER_ID: "u0", columns.SPECIALTY_KEY: "a"}
+    keys["user_poi_daypart"] = {columns.USER_ID: "u0", columns.POI_ID: "p1", columns.DAYPART_KEY: "lunch"}
     for owner, key in keys.items():
-        for days in columns.WINDOW_DAYS:
+        for days in WINDOW_DAYS:
             inside = [e for e in log if (day - days) * DAY_US <= e[2] < day * DAY_US]
             mine = [e for e in inside if _belongs(e, key)]
             expected = (len(mine), sum(e[3] for e in mine), sum(e[4] for e in mine))
@@ -84,8 +94,32 @@ def test_counts_equal_brute_force_at_every_midnight(tmp_path_factory, log, day):
 
 
 def _belongs(event: Event, key: dict[str, str]) -> bool:
-    mine = {columns.USER_ID: event[0], columns.POI_ID: event[1], columns.CATEGORY_KEY: POIS[event[1]]}
+    moment = np.array([int(START.timestamp() * 1e6) + event[2]])
+    mine = {
+        columns.USER_ID: event[0],
+        columns.POI_ID: event[1],
+        columns.CATEGORY_KEY: POIS[event[1]],
+        columns.SPECIALTY_KEY: SPECIALTIES[event[1]],
+        columns.DAYPART_KEY: scenes.daypart_keys(moment, "Europe/Helsinki")[0],
+    }
     return all(mine[column] == value for column, value in key.items())
+
+
+def test_a_poi_without_a_specialty_counts_for_none(tmp_path):
+    workspace = write_log(tmp_path, [("u0", "p2", 5, 1, 0), ("u0", "p1", 5, 1, 0)])
+    kept = pq.read_table(workspace.source("user_specialty_stats"))
+    assert set(kept[columns.SPECIALTY_KEY].to_pylist()) == {"b"}
+
+
+def test_only_the_statistics_that_a_dataset_keeps_are_written(tmp_path):
+    workspace = write_log(tmp_path, [("u0", "p1", 5, 1, 0)])
+    written = {path.name for path in aggregates.build(workspace)}
+    assert written == {f"{owner}_stats.parquet" for owner in columns.STATISTICS} | {"user_state.parquet"}
+    schema = Schema.load(workspace.schema)
+    replace(schema, statistics=columns.USUAL_STATISTICS, window_days=(7,)).save(workspace.schema)
+    written = {path.name for path in aggregates.build(workspace)}
+    assert written == {f"{owner}_stats.parquet" for owner in columns.USUAL_STATISTICS} | {"user_state.parquet"}
+    assert "poi_clicks_28d" not in pq.read_schema(workspace.source("poi_stats")).names
 
 
 def test_an_event_is_not_counted_before_the_day_is_over(tmp_path):

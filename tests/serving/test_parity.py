@@ -108,7 +108,7 @@ def phases(city) -> tuple[Phase, Phase]:
     changes = pa.chunked_array(
         [
             pq.read_table(city.workspace.source(f"{owner}_stats"))[columns.EVENT_TIMESTAMP].combine_chunks()
-            for owner in columns.STATISTICS
+            for owner in columns.USUAL_STATISTICS
         ]
     )
     last = pc.max(changes).as_py()

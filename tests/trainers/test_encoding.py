@@ -56,6 +56,19 @@ def test_numbers_by_hand(pull: pa.Table) -> None:
     )
 
 
+def test_whatever_statistics_a_table_holds_become_numbers(pull: pa.Table) -> None:
+    kept = {name for name in derive_numbers(pull, "UTC", (0.2, 0.5)) if name.endswith("_log_clicks_28d")}
+    assert kept == {f"{owner}_log_clicks_28d" for owner in columns.STATISTICS}
+    longer = pull
+    for count in columns.COUNTS:
+        longer = longer.append_column(f"user_poi_daypart_{count}_365d", pa.array([3] * len(pull)))
+    assert derive_numbers(longer, "UTC", (0.2, 0.5))["user_poi_daypart_log_clicks_365d"][0] == np.log1p(3)
+    lacking = pull.drop_columns([n for n in pull.column_names if n.startswith("user_specialty_")])
+    assert not any(name.startswith("user_specialty") for name in derive_numbers(lacking, "UTC", (0.2, 0.5)))
+    with pytest.raises(KeyError, match="user_specialty_orders_7d"):
+        derive_numbers(pull.drop_columns(["user_specialty_orders_7d"]), "UTC", (0.2, 0.5))
+
+
 def test_distance_and_openness_are_unknown_where_the_poi_says_nothing(pull: pa.Table) -> None:
     numbers = derive_numbers(pull, "Europe/Helsinki", (0.2, 0.5))
     places, hours = pull[columns.POI_LONGITUDE].to_pylist(), pull[columns.OPEN_HOURS].to_pylist()

@@ -62,6 +62,7 @@ class TinyRepo:
         split = Split(train=START, valid=at(100), test=at(200), end=at(300))
         Schema(dataset="tiny", timezone="UTC", split=split).save(self.workspace.schema)
         pois = pa.table({columns.POI_ID: ["a", "b"], columns.CATEGORY: ["soup", "grill"]})
+        pois = pois.append_column(columns.SPECIALTY, pa.array(["ramen", None], pa.string()))
         pq.write_table(pois, self.workspace.source("pois"))
         values = pa.table(
             {

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from feast.driver_test_data import create_orders_df
 
+from feature_repo import columns
 from feature_repo.datasets import mapping
 from feature_repo.datasets.schema import DataError, Dataset
 
@@ -142,6 +143,16 @@ def test_numeric_field_feeds_a_declared_feature(example: Path) -> None:
     dataset = load(example)
     assert frame(dataset, "impressions")["temperature"].to_list()[:2] == [4.0, 4.0]
     assert dataset.schema.scene_fields == ("weather",)
+
+
+def test_more_statistics_are_kept_where_the_file_says_so(example: Path) -> None:
+    assert load(example).schema.statistics == columns.USUAL_STATISTICS
+    edit(example, "timezone:", "statistics: [user_poi_daypart]\nwindow_days: [7, 90]\ntimezone:")
+    schema = load(example).schema
+    assert schema.statistics == (*columns.USUAL_STATISTICS, "user_poi_daypart") and schema.window_days == (7, 90)
+    edit(example, "user_poi_daypart", "user_mood")
+    with pytest.raises(DataError, match="user_mood"):
+        load(example)
 
 
 def test_parquet_and_joint_keys_and_derived_pois(tmp_path: Path) -> None:

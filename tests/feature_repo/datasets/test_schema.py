@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from feature_repo import columns
 from feature_repo.datasets.schema import DataError, Dataset, RequestField, Schema, Split
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -26,6 +29,8 @@ def schema() -> Schema:
         user_attributes=("age",),
         request_fields=(RequestField(name="weather"), RequestField(name="temperature", dtype="float")),
         scene_fields=("weather",),
+        statistics=(*columns.USUAL_STATISTICS, "user_specialty"),
+        window_days=(1, 365),
     )
 
 
@@ -77,6 +82,13 @@ def test_write_and_read_back(tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "sources" / "impressions.parquet")
     assert rows.schema.field("event_timestamp").type == pa.timestamp("us", tz="UTC")
     assert rows["weather"].to_pylist() == ["rain", None]
+
+
+def test_a_schema_of_an_older_version_keeps_the_usual_statistics() -> None:
+    raw = json.loads(json.dumps(asdict(schema()), default=datetime.isoformat))
+    del raw["statistics"], raw["window_days"]
+    read = Schema.from_json(json.dumps(raw))
+    assert read.statistics == columns.USUAL_STATISTICS and read.window_days == columns.WINDOW_DAYS
 
 
 def set_to(table: str, column: str, row: int, value: object) -> Callable[[dict[str, dict[str, Column]]], None]:
@@ -146,6 +158,10 @@ def test_oracle_is_checked_too(tmp_path: Path) -> None:
         ({"request_fields": (RequestField(name="click"),)}, "click.* are names of the project's own columns"),
         ({"poi_attributes": ("name",)}, "name.* are names of the project's own columns"),
         ({"scene_fields": ("mood",)}, "mood.* are not request fields"),
+        ({"statistics": (*columns.USUAL_STATISTICS, "user_mood")}, "no statistics.*user_mood"),
+        ({"statistics": ("user", "poi")}, "are missing"),
+        ({"window_days": (28, 7)}, "that rise"),
+        ({"window_days": (0, 7)}, ">= 1"),
         ({"split": Split(train=DAYS[2], valid=DAYS[1], test=DAYS[3], end=DAYS[4])}, "in time order"),
     ],
 )
