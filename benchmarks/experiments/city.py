@@ -8,11 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from benchmarks.experiments.cells import Cell
+from benchmarks.experiments.tuned import TunedModel
 from benchmarks.experiments.vectors import LanguageModel, RandomVectors, Vectors
 from feature_repo.datasets import city
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.city import CityConfig, Variant
 from trainers import recipes
+from trainers.language.contrast import ContrastConfig
+from trainers.language.pretrain import PretrainConfig
 from trainers.recipes import Recipe, Size
 
 DEVELOPMENT_SEED = 100
@@ -42,28 +45,53 @@ class Scale:
     """How large experiments are: as reported, or a rehearsal of minutes.
 
     Args:
-        language_model: LARR's, as `LanguageModel.model`.
+        language_model: a folder in place of the model that experiments tune themselves, for development.
     """
 
     quick: bool = False
-    language_model: str = "smollm2"
+    language_model: str | None = None
 
     @property
     def size(self) -> Size:
         return "tiny" if self.quick else "default"
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        """Of the core set."""
+    def core_seeds(self) -> tuple[int, ...]:
         return (0, 1) if self.quick else (0, 1, 2, 3, 4)
 
     @property
-    def tuned(self) -> LanguageModel:
-        return LanguageModel(model=self.language_model)
+    def seeds(self) -> tuple[int, ...]:
+        """Of experiments beyond the core set."""
+        return (0,) if self.quick else (0, 1, 2)
 
     def world(self, seed: int, variant: Variant | None = None) -> CityWorld:
         config = QUICK if self.quick else city.SIZES["default"]
         return CityWorld(config=replace(config, seed=seed, variant=variant or Variant()))
+
+    @property
+    def pretrained(self) -> TunedModel:
+        """The embedded model after stage 1."""
+        return self._tuned("pretrained", self._pretrain(), LanguageModel())
+
+    def contrasted(self, name: str, base: LanguageModel, config: ContrastConfig | None = None) -> TunedModel:
+        """A model after stage 2."""
+        return self._tuned(name, config or self.contrast(), base)
+
+    @property
+    def tuned(self) -> LanguageModel:
+        """The model of LARR: both stages."""
+        if self.language_model is not None:
+            return LanguageModel(model=self.language_model)
+        return self.contrasted("tuned", self.pretrained)
+
+    def contrast(self) -> ContrastConfig:
+        """Stage 2 as it is by default, or in a few steps of its topmost layers."""
+        usual = ContrastConfig()
+        if not self.quick:
+            return usual
+        draws = replace(usual.draws, pairs=dict.fromkeys(usual.draws.pairs, 2), exposed=1)
+        tune = replace(usual.tune, steps=2, warmup_steps=1)
+        return replace(usual, statistics=2, lora=replace(usual.lora, first_layer=-1), draws=draws, tune=tune)
 
     def cell(
         self, seed: int, recipe: Recipe, *, vectors: Vectors | None = None, variant: Variant | None = None
@@ -84,3 +112,12 @@ class Scale:
 
     def larr(self, seed: int, variant: Variant | None = None) -> Cell:
         return self.cell(seed, recipes.larr(self.size), variant=variant)
+
+    def _pretrain(self) -> PretrainConfig:
+        usual = PretrainConfig()
+        if not self.quick:
+            return usual
+        return replace(usual, tune=replace(usual.tune, steps=2, warmup_steps=1), test_documents=1, samples=0)
+
+    def _tuned(self, name: str, stage: PretrainConfig | ContrastConfig, base: LanguageModel) -> TunedModel:
+        return TunedModel(model=name, stage=stage, base=base, world=self.world(DEVELOPMENT_SEED))

@@ -21,7 +21,7 @@ def experiment(scale: Scale) -> Experiment:
             "PLE + random vectors": scale.random,
             "LARR": scale.larr,
         },
-        seeds=scale.seeds,
+        seeds=scale.core_seeds,
         comparisons=tuple(
             Comparison(ours="LARR", reference=reference, slices=(ALL, *WORDS)) for reference in references
         ),

@@ -19,6 +19,7 @@ from benchmarks.experiments.cells import Cell, Store
 from benchmarks.experiments.city import Scale
 from benchmarks.experiments.experiment import Experiment, once
 from benchmarks.experiments.places import Places
+from benchmarks.experiments.tuned import TunedModel, train
 from benchmarks.experiments.worlds import World
 from benchmarks.report import commit, machine
 from feature_repo.workspace import Workspace
@@ -72,6 +73,7 @@ def run(experiments: Sequence[Experiment], options: Options) -> None:
     needs_scores = {cell.hash for e in open_ for cell in e.compared_cells if not resamples.path(cell, places).is_file()}
     missing = [cell for cell in _cells(open_) if not store.has(cell, scores=cell.hash in needs_scores)]
     prepare([cell.world for cell in missing], options)
+    tune(missing, options)
     embed(missing, options)
     pool.each(partial(compute_cell, places=places), missing, "cells", workers=options.workers, console=console)
     compared = once(cell for e in open_ for cell in e.compared_cells)
@@ -94,16 +96,31 @@ def prepare(needed: Sequence[World], options: Options) -> None:
     pool.each(work, waiting, "worlds", workers=options.workers, fresh=True, console=console)
 
 
+def tune(cells: Sequence[Cell], options: Options) -> None:
+    """Have every language model trained whose vectors some cells want; one stage at a time, with all processors."""
+    places = options.places
+    models = (model for cell in cells if cell.spaces for model in cell.vectors.models())
+    stages = {worlds.plain_hash(s): s for model in models if isinstance(model, TunedModel) for s in model.stages()}
+    waiting = [stage for stage in stages.values() if not stage.is_at_hand(places)]
+    prepare([stage.world for stage in waiting], options)
+    work = partial(train_model, places=places)
+    pool.each(work, waiting, "language models", workers=1, fresh=True, console=console)
+
+
 def embed(cells: Sequence[Cell], options: Options) -> None:
     """Have every text read by every language model whose vectors some cells want; one model at a time."""
-    wanted: dict[tuple[vectors.LanguageModel, str], set[str]] = {}
+    wanted: dict[tuple[str, str], tuple[vectors.LanguageModel, set[str]]] = {}
     for cell in cells:
+        workspace = Workspace(worlds.folder(cell.world, options.places))
         for space in cell.spaces:
             for model in cell.vectors.models():
-                workspace = Workspace(worlds.folder(cell.world, options.places))
-                wanted.setdefault((model, space), set()).update(worlds.texts_of_rows(workspace, space)[1])
-    work = [vectors.Reading(model=model, space=space, texts=tuple(texts)) for (model, space), texts in wanted.items()]
-    unread = [reading for reading in work if reading.missing(options.places)]
+                _, texts = wanted.setdefault((worlds.plain_hash(model), space), (model, set()))
+                texts.update(worlds.texts_of_rows(workspace, space)[1])
+    readings = [
+        vectors.Reading(model=model, space=space, texts=tuple(sorted(texts)))
+        for (_, space), (model, texts) in wanted.items()
+    ]
+    unread = [reading for reading in readings if reading.missing(options.places)]
     pool.each(partial(vectors.read, places=options.places), unread, "texts", workers=1, console=console)
 
 
@@ -116,6 +133,10 @@ def compute_cell(cell: Cell, places: Places) -> None:
 
 def resample(cell: Cell, places: Places) -> None:
     resamples.resample(cell, places)
+
+
+def train_model(tuned: TunedModel, places: Places) -> None:
+    train(tuned, places)
 
 
 def prepare_world(world: World, places: Places) -> None:

@@ -46,7 +46,7 @@ class LanguageModel:
     """Vectors of a language model.
 
     Args:
-        model: "smollm2" or "minilm" (embedded), or a folder below `Places.language`.
+        model: "smollm2" or "minilm" (embedded), or a folder.
     """
 
     model: str = SMOLLM2.name
@@ -58,14 +58,20 @@ class LanguageModel:
     def models(self) -> tuple[LanguageModel, ...]:
         return (self,)
 
+    def source(self, places: Places) -> str:
+        """What `EncoderConfig.model` is."""
+        return self.model
+
+    def is_at_hand(self, places: Places) -> bool:
+        return self.source(places) in EMBEDDED or Path(self.source(places)).is_dir()
+
     def config(self, places: Places) -> EncoderConfig:
-        """How this model reads texts; a model that is not at hand is refused where it is used."""
-        embedded = self.model in EMBEDDED
-        return EncoderConfig(model=self.model if embedded else str(places.language / self.model))
+        """How this model reads texts."""
+        return EncoderConfig(model=self.source(places))
 
     def versions(self, places: Places) -> dict[str, str] | None:
         """The version of each space, which changes with the weights; None where the model is not at hand."""
-        if self.model not in EMBEDDED and not (places.language / self.model).is_dir():
+        if not self.is_at_hand(places):
             return None
         config = self.config(places)
         return {space: config.version(space) for space in SPACES}

@@ -102,13 +102,13 @@ def test_an_interrupted_write_leaves_no_cell(store, monkeypatch):
 
 
 def test_a_cell_of_other_weights_is_not_the_one_that_is_asked_for(store, tiny_model):
-    (store.places.language).mkdir(parents=True)
-    model = LanguageModel(model="tiny")
+    path = store.places.scratch / "tiny"
+    model = LanguageModel(model=str(path))
     cell = replace(CELL, vectors=model)
-    store.keep(cell, replace(RESULT, language_models={"tiny": {"scene_text": "a version"}}), SCORES)
+    store.keep(cell, replace(RESULT, language_models={str(path): {"scene_text": "a version"}}), SCORES)
     assert store.result(cell) is not None  # the model is not at hand: nothing speaks against the cell
-    (store.places.language / "tiny").symlink_to(tiny_model)
+    path.symlink_to(tiny_model)
     assert store.result(cell) is None
     version = model.versions(store.places)["scene_text"]
-    store.keep(cell, replace(RESULT, language_models={"tiny": {"scene_text": version}}), SCORES)
+    store.keep(cell, replace(RESULT, language_models={str(path): {"scene_text": version}}), SCORES)
     assert store.result(cell) is not None

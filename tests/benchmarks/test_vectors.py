@@ -14,12 +14,13 @@ from benchmarks.experiments.vectors import (
 
 
 @pytest.fixture
-def places(tmp_path, tiny_model):
-    """The tiny model stands where a trained one would."""
-    scratch = tmp_path / "scratch"
-    (scratch / "language").mkdir(parents=True)
-    (scratch / "language" / "tiny").symlink_to(tiny_model)
-    return Places(scratch=scratch, results=tmp_path / "results")
+def places(tmp_path):
+    return Places(scratch=tmp_path / "scratch", results=tmp_path / "results")
+
+
+@pytest.fixture
+def model(tiny_model):
+    return LanguageModel(model=str(tiny_model))
 
 
 def test_hashed_words_are_signed_counts_of_words():
@@ -41,8 +42,7 @@ def test_random_vectors_keep_lengths_and_nothing_else():
     assert not np.allclose(random_like(vectors, texts, seed=2), found)
 
 
-def test_texts_are_read_once_a_version(places):
-    model = LanguageModel(model="tiny")
+def test_texts_are_read_once_a_version(places, model):
     reading = Reading(model=model, space="poi_text", texts=("soup", "bread"))
     assert reading.missing(places) == ["bread", "soup"]
     read(reading, places)
@@ -58,8 +58,7 @@ def test_texts_are_read_once_a_version(places):
     assert other.missing(places) == ["soup"]  # another template is another version
 
 
-def test_vectors_of_every_kind_have_one_row_a_text(places):
-    model = LanguageModel(model="tiny")
+def test_vectors_of_every_kind_have_one_row_a_text(places, model):
     read(Reading(model=model, space="poi_text", texts=("soup", "bread")), places)
     for kind in (model, RandomVectors(like=model), HashedWords(width=32)):
         found = kind.of("poi_text", ["soup", "bread", "soup"], places)
@@ -68,8 +67,8 @@ def test_vectors_of_every_kind_have_one_row_a_text(places):
         assert not np.array_equal(found[0], found[1])
 
 
-def test_a_model_that_is_not_at_hand_has_no_versions(places):
-    assert LanguageModel(model="gone").versions(places) is None
-    assert LanguageModel(model="tiny").versions(places).keys() == {
+def test_a_model_that_is_not_at_hand_has_no_versions(places, model):
+    assert LanguageModel(model=str(places.scratch / "gone")).versions(places) is None
+    assert model.versions(places).keys() == {
         "poi_text", "user_text", "scenario_text", "scene_text"
     }  # fmt: skip
