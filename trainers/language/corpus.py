@@ -133,6 +133,8 @@ def read_corpus(workspace: Workspace, config: CorpusConfig) -> Corpus:
 
     Raises CorpusError where no POI or no click is left to learn from, GeneralTextError for a general text that is none.
     """
+    if not workspace.schema.is_file():
+        raise CorpusError(f"{workspace.sources} holds no source tables; build those of this workspace first")
     schema = Schema.load(workspace.schema)
     cut = schema.split.train
     held_out = set(hold_out(workspace, cut, config.hold_out).pois)

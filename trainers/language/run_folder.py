@@ -75,10 +75,13 @@ class Run:
         """Where the finished model goes."""
         return self.folder / "model"
 
-    def once(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """`compute()` the first time, as plain data kept in `<name>.json`; afterwards what is kept there."""
-        kept = self.processes.agree(self._read(f"{name}.json"))
-        return kept if kept is not None else self._keep(f"{name}.json", compute())
+    def once(self, name: str, compute: Callable[[], object]) -> dict[str, Any]:
+        """`compute()` the first time, in the first process, as plain data kept in `<name>.json`; afterwards what is
+        kept there."""
+        kept = self._read(f"{name}.json")
+        if self.processes.first and kept is None:
+            kept = self._keep(f"{name}.json", compute())
+        return self.processes.agree(kept or {})
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add a line to the losses."""
@@ -125,12 +128,13 @@ class Run:
 
     def finish(self, result: object) -> dict[str, Any]:
         """Keep the report, draw the losses, drop the checkpoint: the same run will do nothing from now on."""
-        if self.processes.first and self.losses():
-            plot(self.losses(), self.folder / "losses.png")
-        kept = self._keep("result.json", result)
+        kept: dict[str, Any] = {}
         if self.processes.first:
+            if self.losses():
+                plot(self.losses(), self.folder / "losses.png")
+            kept = self._keep("result.json", result)
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
-        return kept
+        return self.processes.agree(kept)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of this folder; None where it is not there, and for all but the first process."""
