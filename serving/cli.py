@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +16,24 @@ import typer
 
 from feature_repo.datasets.choose import DatasetName, Options, choose
 from feature_repo.store import EMBEDDED
-from feature_repo.workspace import DEFAULT, ENVIRONMENT_VARIABLE, Workspace, activate
+from feature_repo.workspace import DEFAULT, Workspace, activate
+from serving import cli_language
+from serving.options import (
+    AddressOption,
+    FromOption,
+    LanguageModelOption,
+    LimitOption,
+    ModelOption,
+    ScenarioOption,
+    SceneOption,
+    SizeOption,
+    UserOption,
+    UsersOption,
+    WorkspaceOption,
+    explained,
+    root_of,
+    workspace_of,
+)
 from serving.stages import MODELS
 
 app = typer.Typer(
@@ -26,31 +41,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode="markdown",
 )
-
-WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", "-w", help=f"Folder of one dataset's files [{ENVIRONMENT_VARIABLE}].")
-]
-ModelOption = Annotated[str, typer.Option(help="ple, ple_scene_ids or larr.")]
-SizeOption = Annotated[str, typer.Option(help="Of the city: small or default.")]
-UsersOption = Annotated[int | None, typer.Option(help="Users of the city; of KuaiRand: how many to keep.")]
-LanguageModelOption = Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a Hugging Face id.")]
-AddressOption = Annotated[str, typer.Option(help="Of a running server.")]
-UserOption = Annotated[str | None, typer.Option(help="User id.")]
-ScenarioOption = Annotated[str | None, typer.Option(help="Scenario id.")]
-SceneOption = Annotated[list[str] | None, typer.Option(help="name=value, such as weather=rain; may be repeated.")]
-LimitOption = Annotated[int, typer.Option(help="Rows to show.")]
-FromOption = Annotated[Path | None, typer.Option("--from", help="Raw file or folder; a mapping file for `mapping`.")]
-
-
-def root_of(path: Path | None, name: str = DEFAULT.name) -> Path:
-    """The folder of the workspace that a verb works in: the option, the environment, or `.scenerank/<name>`."""
-    return path or Path(os.environ.get(ENVIRONMENT_VARIABLE, DEFAULT.with_name(name)))
-
-
-def workspace_of(path: Path | None, name: str = DEFAULT.name) -> Workspace:
-    """The same, as the workspace of this process."""
-    return activate(root_of(path, name))
 
 
 def seed_roots(base: Path, seed: int, seeds: int, named: bool) -> dict[int, Path]:
@@ -58,16 +50,6 @@ def seed_roots(base: Path, seed: int, seeds: int, named: bool) -> dict[int, Path
     if seeds == 1 and named:
         return {seed: base}
     return {at: base if at == 0 else base.with_name(f"{base.name}-seed{at}") for at in range(seed, seed + seeds)}
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """A user's mistake ends a verb with its message; anything else keeps its trace."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
 
 
 @app.command()
@@ -130,24 +112,8 @@ def data(
         screen.console.print(f"[dim]the next verbs find it by --workspace {target.root}[/]")
 
 
-@app.command()
-def model(language_model: LanguageModelOption = "smollm2") -> None:
-    """Prepare the language model: find it, check it, convert it once."""
-    from serving import screen
-    from trainers.language.model import model_folder
-
-    with explained(), screen.stage(f"language model {language_model}"):
-        folder = model_folder(language_model)
-    screen.console.print(str(folder))
-
-
-@app.command()
-def embed(language_model: LanguageModelOption = "smollm2", workspace: WorkspaceOption = None) -> None:
-    """Texts of POIs, users, scenarios and scene values -> vectors; texts embedded before are not again."""
-    from serving import screen, stages
-
-    with explained(), screen.stage("embed texts") as report:
-        stages.embed(workspace_of(workspace), language_model, report)
+for verb in cli_language.VERBS:
+    app.command()(verb)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,32 @@ def stage(title: str) -> Iterator[Report]:
         task = bars.add_task(title, total=None)
         yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
     console.print(f"[green]✓[/] {title} [dim]({time.perf_counter() - started:.1f} s)[/]", highlight=False)
+
+
+@contextmanager
+def one_of_many() -> Iterator[None]:
+    """Of several processes that do the same, only the first one says so."""
+    before = console.quiet
+    console.quiet = before or os.environ.get("RANK", "0") != "0"
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+def perplexity_table(report: Any) -> Table:
+    """Perplexity before and after on each test set; `report` is a `PretrainReport`."""
+    title = f"perplexity before and after {report.steps} steps ({report.seconds:.0f} s)"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    table.add_column("test set")
+    for name in ("documents", "before", "after", "content before", "content after"):
+        table.add_column(name, justify="right")
+    for name, after in report.after.items():
+        before = report.before[name]
+        cells = (before.all, after.all, before.content, after.content)
+        said = ("" if value is None else f"{value:.2f}" for value in cells)
+        table.add_row(name.replace("_", " "), str(after.documents), *said)
+    return table
 
 
 def ranking_table(ranking: Any, title: str) -> Table:

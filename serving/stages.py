@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -94,6 +94,52 @@ def _forget_online(workspace: Workspace) -> None:
         tear_down(open_store(workspace))
     workspace.feature_store_yaml.unlink()
     Stamp.of(workspace, "materialize").clear()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions:
+    """What a person chooses about stage 1; the rest is `trainers.language.pretrain.PretrainConfig`."""
+
+    model: str = "smollm2"
+    steps: int | None = None
+    documents: int = 16
+    full: bool = False
+    general: float = 0.25
+    general_text: Path | None = None
+    hold_out: float = 0.1
+    sharding: str = "ddp"
+    seed: int = 0
+
+
+def pretrain(workspace: Workspace, options: PretrainOptions, report: Report) -> Any:
+    """History -> a language model that read it, in `<workspace>/language/pretrain`. Returns its `PretrainReport`.
+
+    The run folder knows what it was made from: what is there is not done again.
+    """
+    from trainers.language import pretrain as stage
+    from trainers.language.clicks import HoldOut
+
+    plain = stage.PretrainConfig()
+    if options.sharding not in ("ddp", "fsdp"):
+        raise ValueError(f"no sharding {options.sharding!r}; there are ddp and fsdp")
+    steps = plain.tune.steps if options.steps is None else options.steps
+    rate = 2e-5 if options.full else plain.tune.learning_rate  # all weights together go further in a step
+    hold_out = HoldOut(pois=options.hold_out, seed=options.seed)
+    config = replace(
+        plain,
+        model=options.model,
+        corpus=replace(plain.corpus, hold_out=hold_out, general_text=options.general_text),
+        mixture=replace(plain.mixture, documents=options.documents, general=options.general, seed=options.seed),
+        lora=None if options.full else plain.lora,
+        tune=replace(
+            plain.tune,
+            steps=steps,
+            learning_rate=rate,
+            seed=options.seed,
+            sharding="fsdp" if options.sharding == "fsdp" else "ddp",
+        ),
+    )
+    return stage.pretrain(workspace, config, report)
 
 
 def embed(workspace: Workspace, model: str, report: Report) -> bool:

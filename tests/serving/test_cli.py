@@ -17,7 +17,7 @@ from feature_repo.workspace import Workspace
 from serving import cli
 
 VERBS = (
-    *("run", "data", "model", "embed", "apply", "diff", "materialize"),
+    *("run", "data", "model", "pretrain", "embed", "apply", "diff", "materialize"),
     *("backfill", "train", "index", "serve", "rank", "recommend"),
 )
 TINY_CITY = ("--users", "20", "--days", "14", "--pois", "30")

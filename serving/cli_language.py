@@ -1,0 +1,76 @@
+"""The verbs of language models: prepare one, tune it on a workspace, let it read the texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serving.options import LanguageModelOption, WorkspaceOption, explained, workspace_of
+
+
+def model(language_model: LanguageModelOption = "smollm2") -> None:
+    """Prepare the language model: find it, check it, convert it once."""
+    from serving import screen
+    from trainers.language.model import model_folder
+
+    with explained(), screen.stage(f"language model {language_model}"):
+        folder = model_folder(language_model)
+    screen.console.print(str(folder))
+
+
+def pretrain(
+    language_model: LanguageModelOption = "smollm2",
+    steps: Annotated[int | None, typer.Option(help="Of training; 90 take about seven minutes on two cores.")] = None,
+    documents: Annotated[int, typer.Option(help="Read in a step, by all processes together.")] = 16,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of adapters.")] = False,
+    general: Annotated[float, typer.Option(help="Share of plain English among the documents.")] = 0.25,
+    general_text: Annotated[
+        Path | None, typer.Option(help="A text file or a folder of *.txt; Python's documentation by default.")
+    ] = None,
+    hold_out: Annotated[float, typer.Option(help="Share of the POIs that only the test of the model reads.")] = 0.1,
+    sharding: Annotated[str, typer.Option(help="Of several processes: ddp (whole model each) or fsdp.")] = "ddp",
+    seed: Annotated[int, typer.Option(help="Of what is held out, drawn and initialised.")] = 0,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Stage 1 of LARR: a language model goes on learning from the texts and clicks of a workspace's history.
+
+    It reads POIs as documents with a special token before each attribute, writes their descriptions from name and
+    location, reads what users clicked, and plain English so that it forgets nothing. An interrupted run goes on where
+    it stood; a finished one is not run again. The model, its losses and samples are in WORKSPACE/language/pretrain;
+    any verb that takes a language model takes its folder `model`.
+
+    On several processes or machines: torchrun --nproc-per-node 2 -m serving.cli pretrain ...
+    """
+    from serving import screen, stages
+
+    with explained():
+        options = stages.PretrainOptions(
+            model=language_model,
+            steps=steps,
+            documents=documents,
+            full=full,
+            general=general,
+            general_text=general_text,
+            hold_out=hold_out,
+            sharding=sharding,
+            seed=seed,
+        )
+        target = workspace_of(workspace)
+        with screen.one_of_many(), screen.stage(f"pretrain {language_model}") as report:
+            done = stages.pretrain(target, options, report)
+        with screen.one_of_many():
+            screen.console.print(screen.perplexity_table(done))
+            screen.console.print(str(target.language / "pretrain" / "model"))
+
+
+def embed(language_model: LanguageModelOption = "smollm2", workspace: WorkspaceOption = None) -> None:
+    """Texts of POIs, users, scenarios and scene values -> vectors; texts embedded before are not again."""
+    from serving import screen, stages
+
+    with explained(), screen.stage("embed texts") as report:
+        stages.embed(workspace_of(workspace), language_model, report)
+
+
+VERBS = (model, pretrain, embed)

@@ -1,0 +1,47 @@
+"""What the verbs of the command line share: the options that several of them take, and how they end on a mistake."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feature_repo.workspace import DEFAULT, ENVIRONMENT_VARIABLE, Workspace, activate
+
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", "-w", help=f"Folder of one dataset's files [{ENVIRONMENT_VARIABLE}].")
+]
+ModelOption = Annotated[str, typer.Option(help="ple, ple_scene_ids or larr.")]
+SizeOption = Annotated[str, typer.Option(help="Of the city: small or default.")]
+UsersOption = Annotated[int | None, typer.Option(help="Users of the city; of KuaiRand: how many to keep.")]
+LanguageModelOption = Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a Hugging Face id.")]
+AddressOption = Annotated[str, typer.Option(help="Of a running server.")]
+UserOption = Annotated[str | None, typer.Option(help="User id.")]
+ScenarioOption = Annotated[str | None, typer.Option(help="Scenario id.")]
+SceneOption = Annotated[list[str] | None, typer.Option(help="name=value, such as weather=rain; may be repeated.")]
+LimitOption = Annotated[int, typer.Option(help="Rows to show.")]
+FromOption = Annotated[Path | None, typer.Option("--from", help="Raw file or folder; a mapping file for `mapping`.")]
+
+
+def root_of(path: Path | None, name: str = DEFAULT.name) -> Path:
+    """The folder of the workspace that a verb works in: the option, the environment, or `.scenerank/<name>`."""
+    return path or Path(os.environ.get(ENVIRONMENT_VARIABLE, DEFAULT.with_name(name)))
+
+
+def workspace_of(path: Path | None, name: str = DEFAULT.name) -> Workspace:
+    """The same, as the workspace of this process."""
+    return activate(root_of(path, name))
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """A user's mistake ends a verb with its message; anything else keeps its trace."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
