@@ -8,6 +8,7 @@ one do not fit the other.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,9 @@ def with_lora(tunable: Tunable, lora: LoraConfig, rows: Sequence[int] = ()) -> n
         target_modules=_targets(model, lora),
         trainable_token_indices=_row_lists(model, rows) if rows else None,
     )
-    adapted: Any = peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft calls transformers by a name that is going away
+        adapted: Any = peft.get_peft_model(model, config)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

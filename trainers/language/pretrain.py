@@ -98,8 +98,7 @@ def pretrain(
     run = Run(folder(workspace), {"config": config, "base": base, "corpus": _digest(corpus)})
     if run.finished:
         return from_plain(PretrainReport, run.result)
-    tunable = load(config.model, revision=config.revision, full=config.lora is None)
-    tunable.model.to(run.processes.device)
+    tunable = _loaded(config.model, config.revision, config, run)
     rows = add_tokens(tunable, corpus.tokens)
     task = Mixture(corpus, tunable.tokenizer, config.mixture)
     sets = test_sets(corpus, tunable.tokenizer, config)
@@ -110,7 +109,7 @@ def pretrain(
     if run.processes.first:
         merge_and_save(module.model, tunable.tokenizer, run.model, _note(config, base, corpus), seed=config.tune.seed)
     # The finished folder is tested, as others will read it: what saving lost would show.
-    after = run.once("after", lambda: _tested(_reloaded(run), sets, config, progress))
+    after = run.once("after", lambda: _tested(_loaded(str(run.model), "main", config, run), sets, config, progress))
     if run.processes.first:
         _write_samples(run, corpus, before["samples"], after["samples"])
     return from_plain(
@@ -167,9 +166,11 @@ def _note(config: PretrainConfig, base: str, corpus: Corpus) -> Provenance:
     )
 
 
-def _reloaded(run: Run) -> Tunable:
-    tunable = load(str(run.model))
-    tunable.model.to(run.processes.device)
+def _loaded(model: str, revision: str, config: PretrainConfig, run: Run) -> Tunable:
+    """A model that is to be sharded may be too large for one GPU: it is loaded and tested in main memory."""
+    tunable = load(model, revision=revision, full=config.lora is None)
+    if run.processes.size == 1 or config.tune.sharding != "fsdp":
+        tunable.model.to(run.processes.device)
     return tunable
 
 

@@ -10,12 +10,14 @@ import atexit
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=2)  # the others wait while the first one tests a model or saves it
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Processes:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         if size > 1 and not distributed.is_initialized():
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
             atexit.register(distributed.destroy_process_group)
         return Processes(rank, size, device)
 
