@@ -56,7 +56,8 @@ class EncoderConfig:
             tuned with, else "last".
         unit_length: scale pooled states to length 1, as some endpoints always do; not for a model with heads.
         dtype: "auto" is bfloat16 on a GPU and on a CPU with bf16 instructions, else float32.
-        max_tokens: a batch computes at most this many tokens, padding included (a longer text goes alone).
+        max_tokens: a batch computes at most this many tokens, padding included (a longer text goes alone). None: 1,536
+            on a CPU, whose caches hold so many, 32,768 on a GPU.
         max_length: tokens of one prompt; a longer text is cut, its template never is.
         threads: of this process while it encodes; None leaves torch's setting.
         models: where embedded models are kept once converted.
@@ -68,7 +69,7 @@ class EncoderConfig:
     pooling: Literal["last", "mean"] | None = None
     unit_length: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    max_tokens: int = 1536
+    max_tokens: int | None = None
     max_length: int = 256
     threads: int | None = None
     models: Path = field(default_factory=default_models)
@@ -77,7 +78,7 @@ class EncoderConfig:
         for kind, template in (self.templates or {}).items():
             if template.count(SLOT) != 1:
                 raise ModelError(f"template of {kind}: exactly one {SLOT} expected, got {template!r}")
-        if min(self.max_tokens, self.max_length, self.threads or 1) < 1:
+        if min(1 if n is None else n for n in (self.max_tokens, self.max_length, self.threads)) < 1:
             raise ModelError("max_tokens, max_length and threads must be positive")
 
     def folder(self) -> Path:

@@ -18,6 +18,7 @@ from trainers.language.token_tree import TokenTree, attend, batch_by_beginning, 
 TREE = "token_tree"  # the name under which transformers knows our attention
 # Texts that are read at a time; sorted texts share most of what they can share within a window of this size.
 WINDOW_TEXTS = 16_384
+BATCH_TOKENS = {"cpu": 1536, "cuda": 32_768}
 # Beginnings alike and ends not, of different length: what tells a tree of tokens from padding, in any vocabulary.
 TRIAL = ([5, 6, 7, 8, 9], [5, 6, 9], [4, 7])
 # Cosine distances that are rounding; a model that is wrongly taken for one that does not share is slower, not wrong.
@@ -81,6 +82,7 @@ class LocalModel:
         self._pooling = config.embedder().pooling
         self._prompts = Prompts(folder, config.max_length)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._max_tokens = config.max_tokens or BATCH_TOKENS[self._device]
         self._dtype = getattr(torch, fastest_dtype(config.dtype, self._device))
         # AutoModel is the backbone without the vocabulary head, for causal models and sentence encoders alike.
         self._model: Any = AutoModel.from_pretrained(folder, dtype=self._dtype).to(self._device).eval()
@@ -103,8 +105,8 @@ class LocalModel:
 
     def _batches(self, ids: Sequence[list[int]]) -> Iterator[np.ndarray]:
         if self.shares:
-            return batch_by_beginning(ids, self._config.max_tokens)
-        return batch_by_length([len(i) for i in ids], self._config.max_tokens)
+            return batch_by_beginning(ids, self._max_tokens)
+        return batch_by_length([len(i) for i in ids], self._max_tokens)
 
     def _pool(self, ids: Sequence[list[int]]) -> torch.Tensor:
         """float32 (b, width) of the final layer."""

@@ -166,3 +166,18 @@ def test_many_windows_of_texts_are_one(tiny: EncoderConfig, monkeypatch: pytest.
     whole = TextEncoder(tiny).encode(TEXTS, "poi_text")
     monkeypatch.setattr("trainers.language.local.WINDOW_TEXTS", 2)
     np.testing.assert_allclose(TextEncoder(tiny).encode(TEXTS, "poi_text"), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "distance"), [("float32", 1e-4), ("bfloat16", 1e-2)])
+def test_vectors_are_those_of_sentence_transformers(
+    tiny: EncoderConfig, dtype: Literal["float32", "bfloat16"], distance: float
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    config = dataclasses.replace(tiny, dtype=dtype)
+    module = Transformer(config.model, max_seq_length=256, model_kwargs={"dtype": getattr(torch, dtype)})
+    peer = SentenceTransformer(modules=[module, Pooling(32, "lasttoken")], device="cpu")
+    prompts = [config.template("poi_text").replace("{text}", text) for text in TEXTS]
+    vectors = TextEncoder(config).encode(TEXTS, "poi_text")
+    assert max(map(cosine_distance, vectors, peer.encode(prompts))) < distance
