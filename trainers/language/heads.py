@@ -25,6 +25,7 @@ from trainers.plain import from_plain, to_plain
 
 FILE = "heads.safetensors"
 VALUE = "{value}"
+START_LENGTH = 0.5  # of each row of a projector that starts from principal directions: about that of a random one
 
 
 class HeadError(ValueError):
@@ -39,11 +40,14 @@ class HeadConfig:
         width: of the vectors that come out.
         hidden: width of one hidden layer with GELU; 0 is a linear projector.
         centre_features: centre the sentences of each scene feature by their own mean, not all by one.
+        principal: linear projectors start as the principal directions of the states, the same ones in each: learning
+            starts from what the untuned model finds alike. Otherwise, and with a hidden layer, they start at random.
     """
 
     width: int = 128
     hidden: int = 0
     centre_features: bool = True
+    principal: bool = True
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.hidden < 0:
@@ -121,13 +125,26 @@ class Heads(nn.Module):
     def fit(self, pooled_NW: Tensor, group_N: Tensor) -> None:
         """Take means and scale from states of texts; a group without any keeps the mean of all.
 
-        The scale is one number, the deviation within groups: coordinates keep their proportions.
+        The scale is one number, the deviation within groups: coordinates keep their proportions. Untrained projectors
+        get their start here.
         """
         pooled_NW = pooled_NW.float()
         self.mean_GW[:] = pooled_NW.mean(0)
         for group in set(group_N.tolist()):
             self.mean_GW[group] = pooled_NW[group_N == group].mean(0)
         self.scale.fill_((pooled_NW - self.mean_GW[group_N]).square().mean().sqrt().clamp(min=1e-6).item())
+        if self.note.config.principal and not self.note.config.hidden:
+            self._start((pooled_NW - self.mean_GW[group_N]) / self.scale)
+
+    def _start(self, standard_NW: Tensor) -> None:
+        """Every projector takes the directions in which states differ most; fewer states fix fewer of them."""
+        directions_RW = torch.linalg.svd(standard_NW, full_matrices=False).Vh[: self.note.config.width]
+        with torch.no_grad():
+            for projector in self.projectors.values():
+                linear = projector.get_submodule("0")
+                assert isinstance(linear, nn.Linear)
+                linear.weight[: len(directions_RW)] = START_LENGTH * directions_RW
+                linear.bias.zero_()
 
     def forward(self, pooled_NW: Tensor, group_N: Tensor) -> dict[str, Tensor]:
         """The vectors of N texts in every head's space: name -> (N, D)."""

@@ -49,6 +49,22 @@ def test_states_are_centred_by_group_and_scaled_by_one_number() -> None:
     assert vectors.tolist() == [[pytest.approx(10 * 2 / 5**0.5 + 1)]]
 
 
+def test_linear_heads_start_from_what_states_differ_in() -> None:
+    """States differ in the second coordinate most, then in the first, not at all in the third: cosines are kept."""
+    states = torch.tensor([[0.0, 9.0, 5.0], [0.0, -9.0, 5.0], [2.0, 0.0, 5.0], [-2.0, 0.0, 5.0]])
+    groups = torch.zeros(4, dtype=torch.int64)
+    heads = Heads(["user", "poi"], 3, HeadConfig(width=2), GROUPS)
+    heads.fit(states, groups)
+    vectors = heads(states, groups)
+    assert torch.equal(vectors["user"], vectors["poi"])
+    assert vectors["poi"].abs().argmax(1).tolist() == [0, 0, 1, 1]
+    lengths = vectors["poi"].norm(dim=1)
+    assert (lengths[0] / lengths[2]).item() == pytest.approx(9 / 2)
+    at_random = Heads(["user", "poi"], 3, HeadConfig(width=2, principal=False), GROUPS)
+    at_random.fit(states, groups)
+    assert not torch.allclose(*at_random(states, groups).values())
+
+
 @pytest.mark.parametrize("hidden", [0, 7])
 def test_what_is_loaded_projects_as_what_was_saved(tmp_path: Path, hidden: int) -> None:
     torch.manual_seed(0)
