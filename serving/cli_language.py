@@ -22,8 +22,8 @@ def model(language_model: LanguageModelOption = "smollm2") -> None:
 
 def pretrain(
     language_model: LanguageModelOption = "smollm2",
-    steps: Annotated[int | None, typer.Option(help="Of training; 90 take about seven minutes on two cores.")] = None,
-    documents: Annotated[int, typer.Option(help="Read in a step, by all processes together.")] = 16,
+    steps: Annotated[int | None, typer.Option(help="Of training; 100 take about seven minutes on two cores.")] = None,
+    documents: Annotated[int, typer.Option(help="Read in a step, by all processes together.")] = 8,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of adapters.")] = False,
     general: Annotated[float, typer.Option(help="Share of plain English among the documents.")] = 0.25,
     general_text: Annotated[

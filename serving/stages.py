@@ -102,7 +102,7 @@ class PretrainOptions:
 
     model: str = "smollm2"
     steps: int | None = None
-    documents: int = 16
+    documents: int = 8
     full: bool = False
     general: float = 0.25
     general_text: Path | None = None
@@ -123,7 +123,7 @@ def pretrain(workspace: Workspace, options: PretrainOptions, report: Report) -> 
     if options.sharding not in ("ddp", "fsdp"):
         raise ValueError(f"no sharding {options.sharding!r}; there are ddp and fsdp")
     steps = plain.tune.steps if options.steps is None else options.steps
-    rate = 2e-5 if options.full else plain.tune.learning_rate  # all weights together go further in a step
+    rate = 5e-5 if options.full else plain.tune.learning_rate  # all weights together go further in a step
     hold_out = HoldOut(pois=options.hold_out, seed=options.seed)
     config = replace(
         plain,

@@ -148,7 +148,7 @@ def read_corpus(workspace: Workspace, config: CorpusConfig) -> Corpus:
     general = read_general_text(config.general_text)
     return Corpus(
         config=config,
-        tokens=tuple(token_of(name) for name in (*attributes_of(schema), USER, CLICKED)),
+        tokens=tuple(token_of(name) for name in dict.fromkeys((*attributes_of(schema), USER, CLICKED))),
         available_at=cut,
         places=tuple(places.values()),
         held_out_places=tuple(known for poi, known in facts.items() if poi in held_out),

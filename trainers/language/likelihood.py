@@ -90,12 +90,14 @@ class NextToken(nn.Module):
         device = next(self.parameters()).device
         ids_BT, real_BT = padded.ids_BT.to(device), padded.real_BT.to(device)
         foreseen_BT = padded.target_BT.to(device)[:, 1:]  # what position t says of t + 1
-        # Only positions that foresee something in any row pass through the vocabulary, the widest layer of all.
-        kept = foreseen_BT.any(0).nonzero()[:, 0]
-        logits_BTV = self.model(input_ids=ids_BT, attention_mask=real_BT, logits_to_keep=kept, use_cache=False).logits
-        chosen_BT = foreseen_BT[:, kept]
-        wanted_N = ids_BT[:, 1:][:, kept][chosen_BT]
-        return functional.cross_entropy(logits_BTV[chosen_BT].float(), wanted_N, reduction="none")
+        head = self.model.get_output_embeddings()  # type: ignore[operator]  # of transformers
+        # Only positions that foresee something pass through the vocabulary, the widest layer of all.
+        hook = head.register_forward_pre_hook(lambda _, states: (states[0][:, :-1][foreseen_BT],))
+        try:
+            logits_NV = self.model(input_ids=ids_BT, attention_mask=real_BT, use_cache=False).logits
+        finally:
+            hook.remove()
+        return functional.cross_entropy(logits_NV.float(), ids_BT[:, 1:][foreseen_BT], reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from trainers.language.likelihood import Example, Padded, encode, pad
 from trainers.loop import TrainingError
 from trainers.losses import Losses
 
+MAX_TOKENS = {"cpu": 2048, "cuda": 16_384}
 KINDS = ("place", "conditional", "history", "general")
 
 
@@ -33,23 +34,23 @@ class MixtureConfig:
         conditional: share of the conditional objective in the documents of POIs.
         documents: read in a step, by all processes together.
         max_length: tokens of a document; a longer one is cut.
-        max_tokens: run through the model at once, padding included, by one process.
+        max_tokens: run through the model at once, padding included, by one process; None for what suits its device.
         seed: draws the documents and their wording.
     """
 
     general: float = 0.25
     histories: float = 0.125
     conditional: float = 0.5
-    documents: int = 16
+    documents: int = 8
     max_length: int = 256
-    max_tokens: int = 1024
+    max_tokens: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         shares = (self.general, self.histories, self.conditional)
         if not all(0 <= share <= 1 for share in shares) or self.general + self.histories > 1:
             raise TrainingError(f"general, histories and conditional are shares in 0 .. 1, got {shares}")
-        if min(self.documents, self.max_tokens) < 1 or self.max_length < 8:
+        if min(self.documents, self.max_tokens or 1) < 1 or self.max_length < 8:
             raise TrainingError(f"documents and max_tokens must be positive, max_length at least 8, got {self}")
 
     def composition(self) -> dict[str, int]:
@@ -89,6 +90,7 @@ class Mixture:
 
     def __init__(self, corpus: Corpus, tokenizer: Any, config: MixtureConfig) -> None:
         self.corpus, self.config, self._tokenizer = corpus, config, tokenizer
+        self._max_tokens = config.max_tokens or MAX_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
         self._pools: dict[str, Sequence[Any]] = {
             "place": corpus.places,
             "conditional": [facts for facts in corpus.places if set(facts) & set(corpus.config.predicted)],
@@ -108,7 +110,7 @@ class Mixture:
         ]
         chosen.sort(key=lambda pair: len(pair[1]))
         mine = chosen[rank::world]
-        parts = -(-len(chosen[-1][1]) * len(chosen) // (world * self.config.max_tokens))
+        parts = -(-len(chosen[-1][1]) * len(chosen) // (world * self._max_tokens))
         cuts = np.array_split(np.arange(len(mine)), min(parts, len(chosen) // world))
         return Reading(
             parts=tuple(

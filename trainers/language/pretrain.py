@@ -48,7 +48,11 @@ class PretrainConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     lora: LoraConfig | None = field(default_factory=LoraConfig)
-    tune: TuneConfig = field(default_factory=lambda: TuneConfig(steps=90, warmup_steps=10))
+    tune: TuneConfig = field(
+        default_factory=lambda: TuneConfig(
+            steps=100, learning_rate=1e-3, warmup_steps=10, log_every=5, checkpoint_every=20
+        )
+    )
     test_documents: int = 40
     samples: int = 3
 
