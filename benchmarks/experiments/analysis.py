@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -66,6 +66,7 @@ class Findings:
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
     costs: tuple[Cost, ...]
+    facts: Mapping[str, Mapping[str, float]]
 
 
 def analyse(experiment: Experiment, store: Store) -> Findings:
@@ -85,7 +86,8 @@ def analyse(experiment: Experiment, store: Store) -> Findings:
                 if None not in (*ours, *reference):
                     differences.append(_difference(experiment, store, c, (at, metric), (ours, reference)))  # type: ignore[arg-type]
     costs = tuple(_cost(arm, results[arm]) for arm in experiment.arms)
-    return Findings(rows=tuple(rows), differences=tuple(differences), costs=costs)
+    facts = experiment.facts(store.places) if experiment.facts else {}
+    return Findings(rows=tuple(rows), differences=tuple(differences), costs=costs, facts=facts)
 
 
 def value(result: Result, at: str, metric: str) -> float | None:

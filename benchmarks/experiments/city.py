@@ -105,6 +105,10 @@ class Scale:
     def scene_ids(self, seed: int, variant: Variant | None = None) -> Cell:
         return self.cell(seed, recipes.ple_scene_ids(self.size), variant=variant)
 
+    def scene_ids_and_text(self, seed: int, variant: Variant | None = None) -> Cell:
+        """Ids of scene values, and LARR's vectors of POIs: what words of the moment add to words of places."""
+        return self.cell(seed, reading_pois(recipes.ple_scene_ids(self.size), True), variant=variant)
+
     def random(self, seed: int, variant: Variant | None = None) -> Cell:
         """LARR in all but the vectors, whose directions are drawn at random (by the seed)."""
         vectors = RandomVectors(like=self.tuned, seed=seed)
@@ -121,3 +125,14 @@ class Scale:
 
     def _tuned(self, name: str, stage: PretrainConfig | ContrastConfig, base: LanguageModel) -> TunedModel:
         return TunedModel(model=name, stage=stage, base=base, world=self.world(DEVELOPMENT_SEED))
+
+
+def unaligned(recipe: Recipe) -> Recipe:
+    """The same ranker, from the same initial weights, without guidance."""
+    return replace(recipe, loss=replace(recipe.loss, alignment=0.0))
+
+
+def reading_pois(recipe: Recipe, reads: bool) -> Recipe:
+    """The same ranker with or without the vector of the POI's text as an input."""
+    features = replace(recipe.model.features, text_spaces=(recipes.POI_TEXT,) if reads else ())
+    return replace(recipe, model=replace(recipe.model, features=features))

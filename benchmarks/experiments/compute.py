@@ -32,7 +32,7 @@ def compute(cell: Cell, places: Places) -> tuple[Result, Scores]:
         world.schema,
         matrices,
         cell.recipe,
-        rank.Provenance(service=cell.recipe.name, features=tuple(features), trained_until=world.schema.split.valid),
+        rank.Provenance(service=cell.recipe.name, features=features, trained_until=world.schema.split.valid),
         seed=cell.seed,
     )
     ranker, history = trained.bundle.ranker, trained.history
@@ -67,7 +67,7 @@ def service_of(recipe: Recipe) -> str:
     return "ple" if recipe.model.scene is None else "ple_scene_ids"
 
 
-def seen(part: pa.Table, world: Prepared, cell: Cell, features: list[str]) -> pa.Table:
+def seen(part: pa.Table, world: Prepared, cell: Cell, features: tuple[str, ...]) -> pa.Table:
     """The columns of a part that the cell's ranker may see."""
     table = narrow(part, features)
     if cell.slots is None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from benchmarks.experiments import worlds
 from benchmarks.experiments.cells import Cell
 from benchmarks.experiments.measures import MEASURES
+from benchmarks.experiments.places import Places
 from benchmarks.experiments.slices import ALL
 from trainers.plain import to_plain
 
@@ -45,6 +46,7 @@ class Experiment:
         measures: of `measures.MEASURES`, the columns of the table.
         compared: measures whose differences are told.
         slices: rows of the table beside the whole test part.
+        facts: measures what is not of a cell, once, when the table is written: what -> name and unit -> number.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Experiment:
     measures: tuple[str, ...] = tuple(MEASURES)
     compared: tuple[str, ...] = AUCS
     slices: tuple[str, ...] = (ALL,)
+    facts: Callable[[Places], Mapping[str, Mapping[str, float]]] | None = None
 
     @cached_property
     def cells(self) -> dict[str, tuple[Cell, ...]]:

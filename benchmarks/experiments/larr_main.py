@@ -11,13 +11,14 @@ WORDS = ("untold", "unseen scene", "rare scene", "frequent scene", "new POI", "r
 
 
 def experiment(scale: Scale) -> Experiment:
-    references = ("PLE", "PLE + scene ids", "PLE + random vectors")
+    references = ("PLE", "PLE + scene ids", "PLE + scene ids + POI text", "PLE + random vectors")
     return Experiment(
         name="larr_main",
         question="Does what a language model knows of the moment help, beyond the moment itself?",
         arms={
             "PLE": scale.ple,
             "PLE + scene ids": scale.scene_ids,
+            "PLE + scene ids + POI text": scale.scene_ids_and_text,
             "PLE + random vectors": scale.random,
             "LARR": scale.larr,
         },

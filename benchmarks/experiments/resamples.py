@@ -12,7 +12,7 @@ from benchmarks.experiments import worlds
 from benchmarks.experiments.cells import Cell, Store, staged
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.slices import BOOTSTRAPPED, slices
-from benchmarks.experiments.statistics import RESAMPLES, resampled_aucs
+from benchmarks.experiments.statistics import RESAMPLES, Scored, resampled_aucs
 from feature_repo import columns
 from feature_repo.scenes import features_of
 
@@ -31,21 +31,16 @@ def resample(cell: Cell, places: Places, resamples: int = RESAMPLES) -> None:
     world = worlds.load(cell.world, places)
     masks = slices(world.train, world.test, [f.name for f in features_of(world.schema)])
     user = np.unique(world.test[columns.USER_ID].to_numpy(), return_inverse=True)[1]
-    drawn = {}
-    for name in BOOTSTRAPPED:
-        for metric, score, label in (
-            ("ctr_auc", scores.click, columns.CLICK),
-            ("ctcvr_auc", scores.order, columns.ORDER),
-        ):
-            found = resampled_aucs(
-                score[masks[name]],
-                world.test[label].to_numpy()[masks[name]],
-                user[masks[name]],
-                users=int(user.max()) + 1,
-                seed=cell.world.seed,
-                resamples=resamples,
-            )
-            drawn[f"{name} {metric}"] = found.astype(np.float32)
+    tasks = (("ctr_auc", scores.click, columns.CLICK), ("ctcvr_auc", scores.order, columns.ORDER))
+    sets = {
+        f"{name} {metric}": Scored(
+            score=score[masks[name]], label=world.test[label].to_numpy()[masks[name]], user=user[masks[name]]
+        )
+        for name in BOOTSTRAPPED
+        for metric, score, label in tasks
+    }
+    found = resampled_aucs(sets, users=int(user.max()) + 1, seed=cell.world.seed, resamples=resamples)
+    drawn = {name: areas.astype(np.float32) for name, areas in found.items()}
     with staged(path(cell, places)) as file:
         pq.write_table(pa.table(drawn), file)
 

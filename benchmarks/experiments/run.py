@@ -33,34 +33,43 @@ class Options:
     """How a command runs.
 
     Args:
-        seeds: in place of the experiment's own; tables of other seeds are no results, and go where rehearsals go.
+        rehearsal: leave no results where real ones are kept.
+        seeds: in place of the experiment's own.
     """
 
-    quick: bool = False
-    workers: int = 2
+    rehearsal: bool = False
     seeds: tuple[int, ...] | None = None
+    workers: int = 2
     command: str = ""
 
     @property
     def places(self) -> Places:
-        return Places.quick() if self.quick or self.seeds else Places()
+        return Places.quick() if self.rehearsal else Places()
 
 
-def main(*makes: Make) -> None:
-    """The command line of one or several experiments."""
-    parser = argparse.ArgumentParser(description=sys.modules[makes[0].__module__].__doc__)
+def main(*makes: Make, command: str | None = None) -> None:
+    """The command line of one or several experiments.
+
+    Args:
+        command: what tables call this run; by default the module of the one experiment.
+    """
+    module = sys.modules[makes[0].__module__]
+    parser = argparse.ArgumentParser(description=module.__doc__ if command is None else None)
     parser.add_argument("--quick", action="store_true", help="a rehearsal on a tiny city; leaves no results")
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds, for development; leaves no results")
+    parser.add_argument("--language-model", type=Path, help="a folder in LARR's model's place; leaves no results")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
-    module = Path(sys.argv[0]).with_suffix("").name
+    command = command or f"python -m {__package__}.{Path(sys.argv[0]).stem}"
     options = Options(
-        quick=given.quick,
-        workers=given.workers,
+        rehearsal=bool(given.quick or given.seeds or given.language_model),
         seeds=tuple(given.seeds) if given.seeds else None,
-        command=" ".join([f"python -m {__package__}.{module}".removesuffix(".__main__"), *sys.argv[1:]]),
+        workers=given.workers,
+        command=" ".join([command, *sys.argv[1:]]),
     )
-    run([make(Scale(quick=options.quick)) for make in makes], options)
+    folder = given.language_model and str(given.language_model.resolve())
+    scale = Scale(quick=given.quick, language_model=folder)
+    run([make(scale) for make in makes], options)
 
 
 def run(experiments: Sequence[Experiment], options: Options) -> None:
@@ -72,8 +81,10 @@ def run(experiments: Sequence[Experiment], options: Options) -> None:
     open_ = [e for e in experiments if done.get(e.name) is None]
     needs_scores = {cell.hash for e in open_ for cell in e.compared_cells if not resamples.path(cell, places).is_file()}
     missing = [cell for cell in _cells(open_) if not store.has(cell, scores=cell.hash in needs_scores)]
-    prepare([cell.world for cell in missing], options)
-    tune(missing, options)
+    # Facts beside the cells are measured on the worlds and models of the first seed.
+    behind = [*missing, *(cells[0] for e in open_ if e.facts for cells in e.cells.values())]
+    prepare([cell.world for cell in behind], options)
+    tune(behind, options)
     embed(missing, options)
     pool.each(partial(compute_cell, places=places), missing, "cells", workers=options.workers, console=console)
     compared = once(cell for e in open_ for cell in e.compared_cells)

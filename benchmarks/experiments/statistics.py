@@ -9,7 +9,7 @@ Letters: S seeds, n test rows of a seed, K resamples of its users.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,30 +103,41 @@ def verdict(interval: Interval, margin: float | None = None) -> Verdict:
     return "undecided" if not interval.excludes_zero() else "above" if interval.low > 0 else "below"
 
 
-def resampled_aucs(
-    score: np.ndarray, label: np.ndarray, user: np.ndarray, *, users: int, seed: int, resamples: int = RESAMPLES
-) -> np.ndarray:
-    """AUCs of n rows under K resamples of users, (K,); the same users for the same `users` and `seed`.
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """n rows, (n,) each: scores, labels, and users as codes 0 .. users - 1, of which some may have no row here."""
 
-    Args:
-        score, label, user: (n,) each; users are 0 .. users - 1, of which some may have no row here.
-    Returns:
-        NaN where a resample has rows of one class only.
+    score: np.ndarray
+    label: np.ndarray
+    user: np.ndarray
+
+
+def resampled_aucs(
+    sets: Mapping[str, Scored], *, users: int, seed: int, resamples: int = RESAMPLES
+) -> dict[str, np.ndarray]:
+    """AUCs of sets of rows under K resamples of users, (K,) each; the same users for the same `users` and `seed`.
+
+    NaN where a resample has rows of one class only.
     """
     rng = np.random.default_rng(seed)
     shares = np.full(users, 1 / users)
-    ranked = _Ranked(score, label, user)
-    return np.array([ranked.auc(rng.multinomial(users, shares).astype(np.float64)) for _ in range(resamples)])
+    ranked = {name: _Ranked(scored) for name, scored in sets.items()}
+    found = {name: np.empty(resamples) for name in sets}
+    for at in range(resamples):
+        times = rng.multinomial(users, shares).astype(np.float64)
+        for name, rows in ranked.items():
+            found[name][at] = rows.auc(times)
+    return found
 
 
 class _Ranked:
     """Rows in the order of their scores, so that an AUC under any weights of users is one pass."""
 
-    def __init__(self, score: np.ndarray, label: np.ndarray, user: np.ndarray) -> None:
-        _, level, count = np.unique(score, return_inverse=True, return_counts=True)
-        positive = label > 0
-        self._positive_user, self._positive_level = user[positive], level[positive]
-        self._negative_user, self._negative_level = user[~positive], level[~positive]
+    def __init__(self, rows: Scored) -> None:
+        _, level, count = np.unique(rows.score, return_inverse=True, return_counts=True)
+        positive = rows.label > 0
+        self._positive_user, self._positive_level = rows.user[positive], level[positive]
+        self._negative_user, self._negative_level = rows.user[~positive], level[~positive]
         self._levels = len(count)
 
     def auc(self, times: np.ndarray) -> float:

@@ -78,6 +78,10 @@ def markdown(experiment: Experiment, findings: Findings, about: About) -> str:
         lines += _differences(findings.differences)
     lines += ["", "## Cost", ""]
     lines += _costs(findings.costs)
+    if findings.facts:
+        names = list(dict.fromkeys(name for of in findings.facts.values() for name in of))
+        body = [[what, *(f"{of[n]:,.4g}" if n in of else "-" for n in names)] for what, of in findings.facts.items()]
+        lines += ["", "## Beside the cells", "", *_table(["", *names], body)]
     for at in (name for name in experiment.slices if name != ALL):
         lines += ["", f"{SLICE}{at}", ""]
         lines += _quality([row for row in findings.rows if row.slice == at], experiment.measures)

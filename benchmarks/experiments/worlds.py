@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -29,14 +32,19 @@ from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.workspace import Workspace, activate
 from trainers.knowledge import VectorMatrix, load_matrix
-from trainers.plain import to_plain
+from trainers.plain import from_plain, to_plain
 from trainers.training_set import read
 
 NOTE = "world.json"
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 NO_MODEL = "none"
 # What a prepared world was made by; a change prepares it again.
-MADE_BY = ("feature_repo", "trainers/training_set.py", "trainers/language/texts.py")
+MADE_BY = (
+    "feature_repo",
+    "trainers/training_set.py",
+    "trainers/language/texts.py",
+    "benchmarks/experiments/worlds.py",
+)
 Progress = Callable[[str, int, int], None]  # what, done, total
 
 
@@ -64,11 +72,14 @@ class Note:
         made_by: hash of the code that prepared it.
         pulled: the folder of the pull, below the workspace.
         features: of each model's service, `view:feature`.
+        seconds: of each stage, 0 for one that had nothing to do. peak_mib: largest memory of the process.
     """
 
     made_by: str
     pulled: str
-    features: Mapping[str, list[str]]
+    features: Mapping[str, tuple[str, ...]]
+    seconds: Mapping[str, float]
+    peak_mib: float
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,12 @@ def folder(world: World, places: Places) -> Path:
 
 def is_prepared(world: World, places: Places) -> bool:
     path = folder(world, places) / NOTE
-    return path.is_file() and Note(**json.loads(path.read_text())).made_by == _made_by()
+    return path.is_file() and json.loads(path.read_text())["made_by"] == _made_by()
+
+
+def note_of(world: World, places: Places) -> Note:
+    """The note of a prepared world."""
+    return from_plain(Note, json.loads((folder(world, places) / NOTE).read_text()))
 
 
 def prepare(world: World, places: Places, report: Progress = lambda what, done, total: None) -> None:
@@ -125,19 +141,36 @@ def prepare(world: World, places: Places, report: Progress = lambda what, done, 
     (workspace.root / NOTE).unlink(missing_ok=True)
     from serving import stages
 
-    stages.data(workspace, world.choice(), report)
+    seconds: dict[str, float] = {}
+    with timed(seconds, "data"):
+        stages.data(workspace, world.choice(), report)
     for space in SPACES:
         write_rows(workspace, space)
-    store = stages.apply(workspace)
-    pulled = stages.training_set(workspace, store, report)
+    with timed(seconds, "apply"):
+        store = stages.apply(workspace)
+    with timed(seconds, "pull"):
+        pulled = stages.training_set(workspace, store, report)
     from feature_repo import services
 
     models = ("ple", "ple_scene_ids", "larr")
-    features = {model: list(services.feature_references(getattr(services, model))) for model in models}
-    note = Note(made_by=_made_by(), pulled=str(pulled.relative_to(workspace.root)), features=features)
+    features = {model: services.feature_references(getattr(services, model)) for model in models}
+    note = Note(
+        made_by=_made_by(),
+        pulled=str(pulled.relative_to(workspace.root)),
+        features=features,
+        seconds=seconds,
+        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+    )
     staged = workspace.root / f".{NOTE}"
     staged.write_text(json.dumps(asdict(note), indent=1))
     os.replace(staged, workspace.root / NOTE)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
 
 
 def write_rows(workspace: Workspace, space: str) -> None:
@@ -184,7 +217,7 @@ def load(world: World, places: Places) -> Prepared:
 @lru_cache(maxsize=1)
 def _load(root: Path) -> Prepared:
     workspace = Workspace(root)
-    note = Note(**json.loads((root / NOTE).read_text()))
+    note = from_plain(Note, json.loads((root / NOTE).read_text()))
     schema = Schema.load(workspace.schema)
     pulled = root / note.pulled
     parts = {}

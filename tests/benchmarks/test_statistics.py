@@ -2,8 +2,13 @@ import numpy as np
 import pytest
 
 from benchmarks.experiments import statistics
-from benchmarks.experiments.statistics import Interval, over_seeds, over_users, paired, resampled_aucs, verdict, wider
+from benchmarks.experiments.statistics import Interval, Scored, over_seeds, over_users, paired, verdict, wider
 from trainers.metrics import auc
+
+
+def resampled_aucs(score, label, user, **options):
+    """Of one set of rows."""
+    return statistics.resampled_aucs({"rows": Scored(score=score, label=label, user=user)}, **options)["rows"]
 
 
 def test_the_t_interval_is_the_textbook_one():
@@ -81,7 +86,7 @@ def test_an_auc_under_weights_is_that_of_the_repeated_rows():
     score, label, user = rng.integers(0, 6, 60).astype(float), rng.integers(0, 2, 60), rng.integers(0, 7, 60)
     times = rng.multinomial(7, np.full(7, 1 / 7))
     rows = np.repeat(np.arange(60), times[user])
-    weighted = statistics._Ranked(score, label, user).auc(times.astype(float))
+    weighted = statistics._Ranked(Scored(score=score, label=label, user=user)).auc(times.astype(float))
     assert weighted == pytest.approx(auc(score[rows], label[rows]))
 
 

@@ -1,0 +1,34 @@
+"""Every experiment in one run, so that cells that several of them share are computed once and time left is known.
+
+python -m benchmarks.experiments core     main, aggregation, alignment, stages, no semantics: 5 seeds
+python -m benchmarks.experiments all      these and the others
+"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.experiments import (
+    larr_aggregation,
+    larr_alignment,
+    larr_cold_start,
+    larr_growth,
+    larr_language_model,
+    larr_main,
+    larr_new_words,
+    larr_no_semantics,
+    larr_pairs,
+    larr_scene_features,
+    larr_stages,
+)
+from benchmarks.experiments.run import main
+
+CORE = (larr_main, larr_aggregation, larr_alignment, larr_stages, larr_no_semantics)
+OTHERS = (larr_cold_start, larr_new_words, larr_pairs, larr_language_model, larr_scene_features, larr_growth)
+SETS = {"core": CORE, "all": (*CORE, *OTHERS)}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in SETS:
+        sys.exit(f"say which set of experiments: {' or '.join(SETS)}")
+    chosen = sys.argv.pop(1)
+    main(*(module.experiment for module in SETS[chosen]), command=f"python -m {__package__} {chosen}")

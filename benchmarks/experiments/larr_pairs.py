@@ -1,0 +1,48 @@
+"""What contrastive tuning learns from: each kind of pairs left out, and the readings of symmetric scoring."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from benchmarks.experiments.cells import Cell
+from benchmarks.experiments.city import Scale
+from benchmarks.experiments.experiment import Comparison, Experiment
+from benchmarks.experiments.run import main
+from benchmarks.experiments.slices import ALL
+from benchmarks.experiments.vectors import LanguageModel
+from trainers import recipes
+from trainers.language.contrast import ContrastConfig
+from trainers.language.contrastive import Scoring
+from trainers.language.pairs import KINDS, Kind
+
+
+def experiment(scale: Scale) -> Experiment:
+    usual = scale.contrast()
+
+    def without(kind: Kind) -> ContrastConfig:
+        return replace(usual, draws=replace(usual.draws, weights={**usual.draws.weights, kind: 0.0}))
+
+    def reading(model: LanguageModel, seed: int) -> Cell:
+        return scale.cell(seed, recipes.larr(scale.size), vectors=model)
+
+    stages = {f"without {kind.replace('_', '-')} pairs": without(kind) for kind in KINDS}
+    stages["directions, user-POI asymmetric"] = replace(usual, scoring=Scoring(reading="directions"))
+    stages["directions, all symmetric"] = replace(usual, scoring=Scoring(reading="directions", symmetric=KINDS))
+    stages["projectors, all symmetric"] = replace(usual, scoring=Scoring(reading="projectors", symmetric=KINDS))
+    if scale.quick:
+        stages = {name: stages[name] for name in (*list(stages)[:1], *list(stages)[-1:])}
+    models = {name: scale.contrasted(name, scale.pretrained, stage) for name, stage in stages.items()}
+    where = (ALL, "untold")
+    return Experiment(
+        name="larr_pairs",
+        question="Which pairs of texts does contrastive tuning need, and does it matter how they are scored?",
+        arms={"LARR": scale.larr, **{name: partial(reading, model) for name, model in models.items()}},
+        seeds=scale.seeds,
+        comparisons=tuple(Comparison(ours=name, reference="LARR", slices=where) for name in models),
+        slices=where,
+    )
+
+
+if __name__ == "__main__":
+    main(experiment)
