@@ -65,12 +65,38 @@ def pretrain(
             screen.console.print(str(target.language / "pretrain" / "model"))
 
 
-def embed(language_model: LanguageModelOption = "smollm2", workspace: WorkspaceOption = None) -> None:
-    """Texts of POIs, users, scenarios and scene values -> vectors; texts embedded before are not again."""
+def embed(
+    language_model: LanguageModelOption = "smollm2",
+    endpoint: Annotated[
+        str | None, typer.Option(help="Of a server that has the model (vLLM ...), such as http://gpu-1:8000/v1.")
+    ] = None,
+    endpoint_model: Annotated[str | None, typer.Option(help="What that server calls the model.")] = None,
+    ray: Annotated[int, typer.Option(help="Encode in so many workers of Ray Data.")] = 0,
+    ray_gpus: Annotated[int, typer.Option(help="Of each worker.")] = 0,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running cluster [RAY_ADDRESS, or this machine].")
+    ] = None,
+    unit_length: Annotated[bool, typer.Option("--unit-length", help="Vectors of length 1.")] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Texts of POIs, users, scenarios and scene values -> vectors; texts embedded before are not again.
+
+    A folder that was tuned is read as it was tuned, and its vectors are available from its cut-off on. Where the model
+    runs does not change its vectors. An endpoint's bearer token is read from SCENERANK_ENDPOINT_TOKEN.
+    """
     from serving import screen, stages
 
     with explained(), screen.stage("embed texts") as report:
-        stages.embed(workspace_of(workspace), language_model, report)
+        options = stages.EmbedOptions(
+            model=language_model,
+            unit_length=unit_length,
+            endpoint=endpoint,
+            endpoint_model=endpoint_model,
+            ray=ray,
+            ray_gpus=ray_gpus,
+            ray_address=ray_address,
+        )
+        stages.embed(workspace_of(workspace), options, report)
 
 
 VERBS = (model, pretrain, embed)

@@ -51,7 +51,7 @@ def build(workspace: Workspace, job: Job) -> None:
     with screen.stage("source tables and behaviour statistics") as report:
         stages.data(workspace, job.choice, report)
     with screen.stage("embed texts with the language model") as report:
-        stages.embed(workspace, job.language_model, report)
+        stages.embed(workspace, stages.EmbedOptions(model=job.language_model), report)
     with screen.stage("apply the feature repository"):
         store = stages.apply(workspace)
     with screen.stage("materialise the online store") as report:

@@ -18,7 +18,7 @@ WorkspaceOption = Annotated[
 ModelOption = Annotated[str, typer.Option(help="ple, ple_scene_ids or larr.")]
 SizeOption = Annotated[str, typer.Option(help="Of the city: small or default.")]
 UsersOption = Annotated[int | None, typer.Option(help="Users of the city; of KuaiRand: how many to keep.")]
-LanguageModelOption = Annotated[str, typer.Option(help="smollm2 (embedded), a folder, or a Hugging Face id.")]
+LanguageModelOption = Annotated[str, typer.Option(help="smollm2 or minilm (embedded), a folder, or a Hugging Face id.")]
 AddressOption = Annotated[str, typer.Option(help="Of a running server.")]
 UserOption = Annotated[str | None, typer.Option(help="User id.")]
 ScenarioOption = Annotated[str | None, typer.Option(help="Scenario id.")]

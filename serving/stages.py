@@ -142,22 +142,59 @@ def pretrain(workspace: Workspace, options: PretrainOptions, report: Report) -> 
     return stage.pretrain(workspace, config, report)
 
 
-def embed(workspace: Workspace, model: str, report: Report) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """Which model reads the texts, and where it runs: in this process, behind an endpoint, or in workers of Ray.
+
+    Args:
+        model: a name, a folder or a Hugging Face id.
+        unit_length: vectors of length 1, as some endpoints always give.
+        endpoint: url of a server that has the model, up to and without `/embeddings`.
+        endpoint_model: the name by which the server calls it; None: as it is called here.
+        ray: workers; 0: none.
+        ray_gpus: of each worker.
+        ray_address: of a running cluster; None: what `RAY_ADDRESS` names, or this machine.
+    """
+
+    model: str = "smollm2"
+    unit_length: bool = False
+    endpoint: str | None = None
+    endpoint_model: str | None = None
+    ray: int = 0
+    ray_gpus: int = 0
+    ray_address: str | None = None
+
+    def backend(self) -> Callable[[Any], Any] | None:
+        """Makes a `Backend` from an `EncoderConfig`; None for this process."""
+        from trainers.language.cluster import Cluster
+        from trainers.language.endpoint import Endpoint
+
+        if self.endpoint is not None and self.ray:
+            raise ValueError("texts are embedded by an endpoint or by Ray, not by both")
+        if self.endpoint is not None:
+            return Endpoint(url=self.endpoint, model=self.endpoint_model)
+        if self.ray:
+            return Cluster(workers=self.ray, gpus=self.ray_gpus, address=self.ray_address)
+        return None
+
+
+def embed(workspace: Workspace, options: EmbedOptions, report: Report) -> bool:
     """Texts -> knowledge. Returns whether anything was done; texts that were embedded before are not again."""
+    from trainers.language.embed import embed as embed_texts
+    from trainers.language.encoder import EncoderConfig
+
+    config, backend = EncoderConfig(model=options.model, unit_length=options.unit_length), options.backend()
     stamp = Stamp.of(
         workspace,
         "embed",
-        model=model,
+        versions=[config.version(space) for space in columns.KNOWLEDGE],
         sources=_files(workspace.sources.glob("*.parquet")),
         code=_code("trainers/language", "feature_repo/scenes.py"),
     )
     if stamp.fresh:
         return False
     stamp.clear()
-    from trainers.language.embed import embed as embed_texts
-    from trainers.language.encoder import EncoderConfig
-
-    embed_texts(workspace, EncoderConfig(model=model), report)
+    embed_texts(workspace, config, report, backend=backend)
     stamp.set()
     return True
 

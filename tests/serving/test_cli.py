@@ -112,6 +112,21 @@ def test_the_second_embedding_embeds_nothing(city, scenerank, tiny_model):
     assert files(city.workspace) == before
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--endpoint", "http://127.0.0.1:9/v1", "--ray", "2"], "by an endpoint or by Ray, not by both"),
+        (["--endpoint", "gpu-1:8000"], "http:// or https://"),
+        (["--ray", "-1"], "must be positive"),
+        (["--language-model", "no/such-model-here"], "nor a folder, nor a Hugging Face id"),
+    ],
+)
+def test_where_texts_cannot_be_embedded_is_said(scenerank, options, message):
+    done = scenerank("embed", *options)
+    assert done.exit_code == 2
+    assert message in done.words
+
+
 def test_diff_says_nothing_after_apply(city, scenerank):
     done = scenerank("diff")
     assert (done.exit_code, done.output) == (0, "")
