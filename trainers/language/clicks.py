@@ -24,6 +24,7 @@ from feature_repo.workspace import Workspace
 from trainers.language.texts import SCENES, collect, moments, scene_values
 
 POIS, USERS = "poi_text", "user_text"
+SPACES = (POIS, USERS, SCENES)  # the vector spaces that a click has texts in
 NONE = -1  # in an array of text numbers: no text
 
 
@@ -62,6 +63,10 @@ class HoldOut:
     @property
     def nothing(self) -> bool:
         return not (self.categories or self.pois or self.scene_values)
+
+
+# What a model that is to be tested does not see, where nothing else is said.
+TEST_HOLD_OUT = HoldOut(categories=0.15, pois=0.2, scene_values=0.2)
 
 
 @dataclass(frozen=True, kw_only=True)

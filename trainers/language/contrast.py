@@ -17,12 +17,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from feature_repo import scenes
 from feature_repo.aggregates import USER_STATE
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
 from trainers.language.adapters import LoraConfig, Tunable, add_tokens, layers_of, load, merge_and_save, with_lora
-from trainers.language.clicks import POIS, USERS, HeldOut, SpaceText
+from trainers.language.clicks import POIS, SPACES, USERS, HeldOut, SpaceText
 from trainers.language.contrastive import Scoring
 from trainers.language.draws import ContrastTask, DrawConfig
 from trainers.language.encoder import TEMPLATES
@@ -40,7 +39,6 @@ from trainers.plain import from_plain, to_plain
 Progress = Callable[[str, int, int], None]  # what, done, total
 
 EMBEDDING_TOKEN = "<emb>"
-SPACES = (POIS, USERS, SCENES)  # the vector spaces that pairs are made of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +158,12 @@ def contrast(
 
 def folder(workspace: Workspace, config: ContrastConfig) -> Path:
     """The run folder. A model that is to be tested on what it has not seen never takes the place of the one in use."""
-    name = "contrast" if config.pairs.clicks.hold_out.nothing else "contrast-held-out"
-    return workspace.language / (f"{name}-token" if config.pooling == "token" else name)
+    return run_folder(workspace, tested=not config.pairs.clicks.hold_out.nothing, token=config.pooling == "token")
+
+
+def run_folder(workspace: Workspace, *, tested: bool, token: bool = False) -> Path:
+    """The folder of runs that hold something out (`tested`), and of those that pool by a special token."""
+    return workspace.language / ("contrast" + ("-held-out" if tested else "") + ("-token" if token else ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +191,7 @@ def prepare(
     with torch.random.fork_rng():
         torch.manual_seed(config.tune.seed)
         language = with_lora(tunable, config.lora, rows)
-        sentences = {f.name: f.sentence for f in scenes.features_of(schema)} if config.heads.centre_features else {}
-        groups = Groups(spaces=SPACES, sentences=sentences)
+        groups = Groups.of_schema(SPACES, schema, features=config.heads.centre_features)
         kinds = config.draws.kinds()
         names = sorted({name for kind in kinds for name in config.scoring.projectors(kind)})
         heads = Heads(names, tunable.model.config.hidden_size, config.heads, groups)

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from feature_repo import scenes
+from feature_repo.datasets.schema import Schema
 from trainers.language.texts import SCENES
 from trainers.plain import from_plain, to_plain
 
@@ -65,6 +67,12 @@ class Groups:
 
     spaces: tuple[str, ...]
     sentences: Mapping[str, str]
+
+    @staticmethod
+    def of_schema(spaces: Sequence[str], schema: Schema, *, features: bool = True) -> Groups:
+        """The groups of a data set; without `features` every space is one."""
+        sentences = {f.name: f.sentence for f in scenes.features_of(schema)} if features else {}
+        return Groups(spaces=tuple(spaces), sentences=sentences)
 
     @property
     def names(self) -> tuple[str, ...]:
