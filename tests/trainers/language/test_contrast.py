@@ -90,7 +90,8 @@ def cosines(model: Path, sentences: Sequence[str], places: Sequence[str]) -> np.
 def test_the_weather_finds_places_that_were_never_in_a_pair(street: Street, tiny_model: Path) -> None:
     """A quarter of the places is held out; their offers are sold elsewhere, too."""
     # The mean over the bare text: in a random model, words far from the last token leave hardly a trace in it.
-    config = held_out(configuration(tiny_model, pooling="mean", templates=dict.fromkeys(TEMPLATES, "{text}")))
+    bare = dict.fromkeys(TEMPLATES, "{text}")
+    config = held_out(configuration(tiny_model, pooling="mean", templates=bare, heads=HeadConfig(width=32)))
     report = contrast(street(PLACES, log()), config)
     assert len(report.held_out.pois) == 4
     # What was left is told from what was clicked; which of all soups it was, nobody can tell.
