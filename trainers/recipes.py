@@ -19,6 +19,7 @@ from trainers.models.ranker import Ranker
 from trainers.models.scene_encoder import SceneEncoder
 
 Size = Literal["tiny", "default", "reference"]
+POI_TEXT = "poi_text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,15 @@ def ple_scene_ids(size: Size = "default") -> Recipe:
 
 
 def larr(size: Size = "default") -> Recipe:
-    """LARR: the scene values' vectors, joined by the scene encoder, used as input and aligned."""
+    """LARR: the scene values' vectors, joined by the scene encoder, used as input and aligned.
+
+    The POI is read by the same language model: a scene that was never seen can only want what it has words for, so both
+    sides of the product of scene and POI are made of words.
+    """
     use = SceneUse.Config(encoder=_encoder(size, "vectors"), tap="input")
-    return Recipe(name="larr", model=replace(_model(size), scene=use), fit=_fit(size))
+    model = _model(size)
+    features = replace(model.features, text_spaces=(POI_TEXT,))
+    return Recipe(name="larr", model=replace(model, features=features, scene=use), fit=_fit(size))
 
 
 def _model(size: Size) -> Ranker.Config:

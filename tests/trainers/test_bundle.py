@@ -26,7 +26,7 @@ def bundle(pull: pa.Table, pull_schema: Schema, matrices: dict[str, VectorMatrix
     """An untrained LARR: what a bundle keeps does not depend on how good it is."""
     recipe = replace(recipes.larr("tiny"), fit=replace(recipes.larr("tiny").fit, weight_decay=0))
     encoding = Encoding.fit(pull, pull_schema)
-    used = {"scene_text": matrices["scene_text"]}
+    used = {space: matrices[space] for space in ("poi_text", "scene_text")}
     ranker = build_ranker(recipe.model, encoding, used)
     ranker.fit_vectors(Batch.from_arrow(pull, encoding))
     manifest = Manifest(
@@ -34,7 +34,7 @@ def bundle(pull: pa.Table, pull_schema: Schema, matrices: dict[str, VectorMatrix
         service="planted_1",
         features=("poi_profile:category", "user_state:recent_pois"),
         scene_fingerprints={"weather": "abc"},
-        knowledge_versions={"scene_text": "scene_text-v1"},
+        knowledge_versions={"poi_text": "poi_text-v1", "scene_text": "scene_text-v1"},
         dataset="planted",
         trained_until=pull_schema.split.valid,
         seed=1,

@@ -68,7 +68,8 @@ def test_manifest_says_what_was_trained(training: Training, parts: Parts, pull_s
     bundle = training(recipe_of(recipes.larr), seed=3).bundle
     manifest = bundle.manifest
     assert (manifest.model, manifest.seed, manifest.dataset) == ("larr", 3, "planted")
-    assert manifest.knowledge_versions == {"scene_text": "scene_text-v1"} and set(bundle.matrices) == {"scene_text"}
+    assert manifest.knowledge_versions == {"poi_text": "poi_text-v1", "scene_text": "scene_text-v1"}
+    assert set(bundle.matrices) == {"poi_text", "scene_text"}
     assert manifest.trained_until == pull_schema.split.valid
     assert {"weather", "daypart", "last_specialty"} <= set(manifest.scene_fingerprints)
     assert manifest.metrics["click"]["rows"] == len(parts.test)
@@ -105,10 +106,12 @@ def test_text_vectors_are_inputs_where_wished(
         )
 
 
-def test_larr_without_vectors_is_refused(parts: Parts, pull_schema: Schema) -> None:
-    with pytest.raises(ValueError, match="wants vectors of scene values"):
-        provenance = Provenance(service="s", features=(), trained_until=pull_schema.split.valid)
+def test_larr_without_vectors_is_refused(parts: Parts, pull_schema: Schema, matrices: dict[str, VectorMatrix]) -> None:
+    provenance = Provenance(service="s", features=(), trained_until=pull_schema.split.valid)
+    with pytest.raises(ValueError, match=r"wants text vectors of \['poi_text'\]"):
         train(parts, pull_schema, {}, recipes.larr("tiny"), provenance)
+    with pytest.raises(ValueError, match="wants vectors of scene values"):
+        train(parts, pull_schema, {"poi_text": matrices["poi_text"]}, recipes.larr("tiny"), provenance)
 
 
 def test_parts_that_overlap_in_time_are_refused(training: Training, parts: Parts) -> None:

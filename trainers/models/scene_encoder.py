@@ -6,7 +6,10 @@ joins them. What the paper leaves open (depth, heads, width, missing values) is 
 same tokens are options too, so that the encoder can be compared with them, and so are ids in place of vectors.
 
     z_s = P e(value_s) + t_s                  e: frozen vector, P: learned map, t_s: learned vector of slot s
-    c   = MLP(Transformer([agg ; z_1 ; ... ; z_S])_agg)
+    c   = MLP(Transformer([agg ; z_1 ; ... ; z_S])_agg) + L sum_s z_s / sqrt(S)
+
+The last term is ours, not the paper's: what each value says on its own adds up, and a linear map learns that from far
+fewer rows than the encoder, which is left with what values say together.
 
 It runs once for each of the U distinct scenes of a batch. Letters: U scenes, S slots, W token width, C scene width.
 """
@@ -39,6 +42,7 @@ class SceneEncoder(nn.Module):
             width: of a token. heads, layers, feed_forward: of the encoder.
             output: width of the scene vector.
             unknown_rate: share of ids that training replaces by "unknown".
+            shortcut: the linear term beside the aggregation; without it the scene vector is the paper's.
         """
 
         tokens: Literal["vectors", "ids", "both"] = "vectors"
@@ -50,6 +54,7 @@ class SceneEncoder(nn.Module):
         output: int = 32
         dropout: float = 0.0
         unknown_rate: float = 0.0
+        shortcut: bool = True
 
         def __post_init__(self) -> None:
             if self.width % self.heads or self.layers < 1:
@@ -80,6 +85,7 @@ class SceneEncoder(nn.Module):
         self.head = nn.Sequential(
             nn.LayerNorm(joined), nn.Linear(joined, config.width), nn.GELU(), nn.Linear(config.width, config.output)
         )
+        self.shortcut = nn.Linear(config.width, config.output, bias=False) if config.shortcut else None
 
     def forward(self, scene_id_US: Tensor, scene_row_US: Tensor) -> Tensor:
         token_USW = self.slot_SW.expand(len(scene_id_US), -1, -1)
@@ -88,6 +94,8 @@ class SceneEncoder(nn.Module):
         if self.ids is not None:
             token_USW = token_USW + self.ids(scene_id_US)
         scene_UC: Tensor = self.head(self.aggregator(token_USW))
+        if self.shortcut is not None:
+            scene_UC = scene_UC + self.shortcut(token_USW.sum(dim=1) * token_USW.shape[1] ** -0.5)
         return scene_UC
 
 

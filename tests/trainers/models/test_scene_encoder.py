@@ -87,3 +87,14 @@ def test_what_cannot_be_built_says_what_to_do() -> None:
         SceneEncoder(CONFIG, (), MATRIX)
     with pytest.raises(ValueError, match="heads divide"):
         SceneEncoder.Config(width=10, heads=4)
+
+
+def test_the_shortcut_is_the_sum_of_what_each_value_says_alone() -> None:
+    with_it, without = encoder(), encoder(replace(CONFIG, shortcut=False))
+    without.load_state_dict({k: v for k, v in with_it.state_dict().items() if not k.startswith("shortcut")})
+    assert with_it.shortcut is not None and with_it.vectors is not None
+    rows = torch.tensor([[1, 2, 3], [4, 0, 6]])
+    ids = torch.zeros_like(rows)
+    token_USW = with_it.slot_SW + with_it.vectors(rows)
+    added = sum(with_it.shortcut(token_USW[:, slot]) for slot in range(3)) / 3**0.5
+    assert torch.allclose(with_it(ids, rows), without(ids, rows) + added, atol=1e-6)
