@@ -65,6 +65,114 @@ def pretrain(
             screen.console.print(str(target.language / "pretrain" / "model"))
 
 
+def contrast(
+    language_model: LanguageModelOption = "smollm2",
+    steps: Annotated[int | None, typer.Option(help="Of training; 80 take about 13 minutes on two cores.")] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option(help="Pairs of a kind in a step, such as user_poi=40; may be repeated.")
+    ] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="Of the loss of a kind, such as user_user=0; may be repeated.")
+    ] = None,
+    exposed: Annotated[int | None, typer.Option(help="Places shown and left, against each user_poi pair.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Divides the cosines.")] = None,
+    pooling: Annotated[str, typer.Option(help="last or mean token, or a special token that is trained.")] = "last",
+    user_side: Annotated[
+        str, typer.Option(help="aspects: profile and scene values read one by one; profile; whole: in one text.")
+    ] = "aspects",
+    users: Annotated[
+        str, typer.Option(help="user_user pairs: companions at one place, or halves of one history.")
+    ] = "companions",
+    bucket: Annotated[
+        list[str] | None, typer.Option(help="Scene features that make moments alike [daypart]; may be repeated.")
+    ] = None,
+    reading: Annotated[
+        str, typer.Option(help="What asymmetric scoring means: projectors of each side's own, or directions: one.")
+    ] = "projectors",
+    width: Annotated[int | None, typer.Option(help="Of the vectors.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Adapted ones, from the last down; the rest is frozen.")] = None,
+    cached_gradients: Annotated[
+        bool, typer.Option("--cached-gradients", help="Large steps in little memory, a third slower.")
+    ] = False,
+    test: Annotated[
+        bool, typer.Option("--test", help="Hold places, categories and scene values out, for `probe`.")
+    ] = False,
+    sharding: Annotated[str, typer.Option(help="Of several processes: ddp (whole model each) or fsdp.")] = "ddp",
+    seed: Annotated[int, typer.Option(help="Of what is held out, drawn and initialised.")] = 0,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Stage 2 of LARR: a language model becomes a text embedder, by contrast.
+
+    From the clicks of the history part alone come three kinds of pairs: user_user, poi_poi and user_poi, a user in a
+    moment with the place that was clicked in it. The user's side is the sum of its texts, so that later every scene
+    value can be looked up by itself. What else a step drew, and what was shown and left, is pushed away.
+
+    An interrupted run goes on where it stood; a finished one is not run again. The model is in
+    WORKSPACE/language/contrast/model: `scenerank embed --language-model` that folder. It starts from `smollm2`, or from
+    stage 1: `--language-model WORKSPACE/language/pretrain/model`. With `--test` it goes to contrast-held-out/model,
+    which `scenerank probe` looks at and nothing else should use.
+
+    On several processes or machines, with the pairs of a step for each of them, all of which are negatives:
+    torchrun --nproc-per-node 2 -m serving.cli contrast ...
+    """
+    from serving import screen, stages_language
+
+    with explained():
+        options = stages_language.ContrastOptions(
+            model=language_model,
+            steps=steps,
+            pairs={name: int(value) for name, value in _numbers(pairs).items()},
+            weights=_numbers(weight),
+            exposed=exposed,
+            temperature=temperature,
+            pooling=pooling,
+            user_side=user_side,
+            users=users,
+            bucket=tuple(bucket or ["daypart"]),
+            reading=reading,
+            width=width,
+            layers=layers,
+            cached_gradients=cached_gradients,
+            test=test,
+            sharding=sharding,
+            seed=seed,
+        )
+        target = workspace_of(workspace)
+        with screen.one_of_many(), screen.stage(f"contrast {language_model}") as report:
+            done = stages_language.contrast(target, options, report)
+        with screen.one_of_many():
+            screen.console.print(screen.contrast_table(done))
+            screen.console.print(done.model)
+
+
+def probe(
+    language_model: LanguageModelOption = "smollm2",
+    moments: Annotated[int, typer.Option(help="Clicks of held-out places that are asked for.")] = 1000,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Test embedders on places that they were never tuned on; `contrast --test` makes a model that can be tested.
+
+    Compared are the untuned model (last token, mean, one-word prompt), what `pretrain` and `contrast --test` left in
+    this workspace, and a small sentence encoder. In the table, from 0 to 1:
+
+    - **moment @k**: user and moment of a click find the place that was clicked among all held-out ones;
+    - **chosen over shown**: that place scores above one that was shown beside it and left;
+    - **half text @1**: one half of a place's text finds the other half;
+    - **category**: the name of a category finds its places (R-precision);
+    - **purity @4**: the nearest places are of the same category, for categories seen in tuning and for unseen ones.
+
+    Answers are kept: a run that was interrupted goes on. All of it is in WORKSPACE/language/probe.
+    """
+    from serving import screen, stages_language
+
+    with explained():
+        target = workspace_of(workspace)
+        with screen.stage("probe embedders") as report:
+            done = stages_language.probe(target, language_model, moments, report)
+        screen.console.print(screen.probe_table(done))
+        screen.console.print(str(target.language / "probe" / "probe.md"))
+
+
 def embed(
     language_model: LanguageModelOption = "smollm2",
     endpoint: Annotated[
@@ -99,4 +207,16 @@ def embed(
         stages.embed(workspace_of(workspace), options, report)
 
 
-VERBS = (model, pretrain, embed)
+def _numbers(settings: list[str] | None) -> dict[str, float]:
+    """`name=number` settings. Raises ValueError for anything else."""
+    found = {}
+    for setting in settings or []:
+        name, _, number = setting.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ValueError(f"{setting!r} is not kind=number, such as user_poi=40") from None
+    return found
+
+
+VERBS = (model, pretrain, contrast, probe, embed)

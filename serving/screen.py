@@ -62,6 +62,31 @@ def perplexity_table(report: Any) -> Table:
     return table
 
 
+def contrast_table(report: Any) -> Table:
+    """Losses at the beginning and at the end of stage 2; `report` is a `ContrastReport`."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.pairs.items())
+    title = f"loss of the first and the last steps ({report.seconds:.0f} s; pairs: {kinds})"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    for name in ("part", "first", "last"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    beside = {"step", "seconds", "tokens_per_second", "learning_rate"}
+    for name in [name for name in report.last if name not in beside]:
+        table.add_row(name.replace("_", " "), f"{report.first[name]:.4f}", f"{report.last[name]:.4f}")
+    return table
+
+
+def probe_table(report: Any) -> Table:
+    """Embedders side by side on places held out; `report` is a `ProbeReport`."""
+    title = "embedders on what was held out (95 % intervals)"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    table.add_column("embedder")
+    for name in report.columns:
+        table.add_column(name, justify="right")
+    for row in report.rows:
+        table.add_row(row.name, *report.cells(row))
+    return table
+
+
 def ranking_table(ranking: Any, title: str) -> Table:
     """An answer of the server as a table; `ranking` is `recommender_pb2.Ranking` with details."""
     table = Table(title=title, title_justify="left", min_width=len(title))

@@ -1,0 +1,99 @@
+"""Stage 2 and its test, as functions of one workspace: what a person chooses, turned into a whole configuration.
+
+The run folder of a stage knows what it was made from; what is there is not done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from feature_repo.workspace import Workspace
+from serving.stages import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastOptions:
+    """What a person chooses about stage 2; the rest is `trainers.language.contrast.ContrastConfig`.
+
+    Args:
+        pairs, weights: of the kinds user_user, poi_poi and user_poi; a kind that is not named keeps its default.
+        layers: adapted ones, from the last down; the others are frozen.
+        test: hold POIs, categories and scene values out, for `probe`.
+    """
+
+    model: str = "smollm2"
+    steps: int | None = None
+    pairs: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    exposed: int | None = None
+    temperature: float | None = None
+    pooling: str = "last"
+    user_side: str = "aspects"
+    users: str = "companions"
+    bucket: tuple[str, ...] = ("daypart",)
+    reading: str = "projectors"
+    width: int | None = None
+    layers: int | None = None
+    cached_gradients: bool = False
+    test: bool = False
+    sharding: str = "ddp"
+    seed: int = 0
+
+
+def contrast(workspace: Workspace, options: ContrastOptions, report: Report) -> Any:
+    """Clicks of the history -> a text embedder, in `<workspace>/language/contrast...`. Returns its `ContrastReport`.
+
+    Raises ValueError for an option that does not exist.
+    """
+    from trainers.language import contrast as stage
+
+    return stage.contrast(workspace, configuration(options), report)
+
+
+def configuration(options: ContrastOptions) -> Any:
+    """The whole `ContrastConfig` of a person's options. Raises ValueError for a word or a kind that does not exist."""
+    from trainers.language.clicks import TEST_HOLD_OUT
+    from trainers.language.contrast import ContrastConfig
+    from trainers.language.pairs import KINDS
+    from trainers.plain import from_plain, to_plain
+
+    if unknown := sorted({*options.pairs, *options.weights} - set(KINDS)):
+        raise ValueError(f"no pairs of kind {unknown}; there are {', '.join(KINDS)}")
+    plain = to_plain(ContrastConfig())
+    plain |= {"model": options.model, "pooling": options.pooling}
+    plain["pairs"] |= {"users": options.users, "seed": options.seed}
+    plain["pairs"]["clicks"] |= {"user_side": options.user_side, "bucket": list(options.bucket)}
+    if options.test:
+        plain["pairs"]["clicks"]["hold_out"] = to_plain(replace(TEST_HOLD_OUT, seed=options.seed))
+    plain["draws"]["pairs"] |= options.pairs
+    plain["draws"]["weights"] |= options.weights
+    plain["draws"] |= _said(exposed=options.exposed, temperature=options.temperature)
+    plain["scoring"]["reading"] = options.reading
+    plain["heads"] |= _said(width=options.width)
+    plain["lora"] |= _said(first_layer=None if options.layers is None else -options.layers)
+    plain["reader"]["cached_gradients"] = options.cached_gradients
+    plain["tune"] |= {"seed": options.seed, "sharding": options.sharding, **_said(steps=options.steps)}
+    # Words are checked where plain data become a configuration.
+    return from_plain(ContrastConfig, plain)
+
+
+def probe(workspace: Workspace, model: str, moments: int, report: Report) -> Any:
+    """Everything that embeds, asked about what was held out. Returns its `ProbeReport`.
+
+    Args:
+        model: the untuned language model to compare with.
+        moments: clicks of held-out POIs that are asked for.
+    """
+    from trainers.language import probe as stage
+    from trainers.language.questions import ProbeConfig
+
+    config = ProbeConfig(moments=moments)
+    hold_out = stage.hold_out_of(workspace) or config.hold_out
+    return stage.probe(workspace, stage.candidates(workspace, model), replace(config, hold_out=hold_out), report)
+
+
+def _said(**options: float | None) -> dict[str, float]:
+    """Those that a person gave."""
+    return {name: value for name, value in options.items() if value is not None}
