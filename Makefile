@@ -8,10 +8,12 @@ READY := $(VENV)/.ready
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 SIZE ?= default
 SEEDS ?= 1
+SET ?= core
+QUICK ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-full check format proto bench clean
+.PHONY: help setup demo test test-full check format proto bench experiments clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,6 +55,9 @@ proto: setup ## Generate the gRPC stubs again
 
 bench: setup ## Every benchmark, into benchmarks/results
 	@for script in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+experiments: setup ## The tables of LARR (SET=core|all, QUICK=--quick for a rehearsal); resumes where it stopped
+	@$(BIN)/python -m benchmarks.experiments $(SET) $(QUICK)
 
 clean: ## Remove what runs left behind (not the virtual environment)
 	@rm -rf .scenerank .mypy_cache .ruff_cache .pytest_cache .hypothesis
