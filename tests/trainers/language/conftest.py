@@ -99,6 +99,7 @@ class Shown(NamedTuple):
     poi: str
     click: bool = True
     weather: str = "clear"
+    outcome: float = 0.01  # hours until it was known whether there was a click
 
 
 class Place(NamedTuple):
@@ -131,7 +132,7 @@ def _street(folder: Path, places: Sequence[Place], shown: Sequence[Shown]) -> Wo
             columns.ROW_ID: list(range(count)),
             columns.REQUEST_ID: [f"{row.user} at {row.hour}" for row in shown],
             columns.EVENT_TIMESTAMP: [at(row.hour) for row in shown],
-            columns.OUTCOME_TIMESTAMP: [at(row.hour + 0.01) for row in shown],
+            columns.OUTCOME_TIMESTAMP: [at(row.hour + row.outcome) for row in shown],
             columns.USER_ID: [row.user for row in shown],
             columns.POI_ID: [row.poi for row in shown],
             columns.SCENARIO_ID: ["home"] * count,

@@ -68,6 +68,13 @@ def test_nothing_after_the_cut_off_is_read(street: Street) -> None:
     assert fresh == {"The clock shows about 09:00.", "Today is Tuesday."}
 
 
+def test_what_may_still_be_clicked_was_not_left(street: Street) -> None:
+    """Of one request p1 was clicked and p2 was left in time; whether p3 was, came out after the cut-off."""
+    shown = [(23.9, "u1", "p1"), (23.9, "u1", "p2", False), (23.9, "u1", "p3", False, "clear", 0.2)]
+    log = read_clicks(street(PLACES, shown), CUT, ClickConfig())
+    assert words(log, log.exposed_CE[0]) == [PLACES[1][2]]
+
+
 def test_an_earlier_cut_off_reads_less_and_a_later_one_is_refused(street: Street) -> None:
     workspace = street(PLACES, SHOWN)
     assert len(read_clicks(workspace, START + timedelta(hours=1), ClickConfig()).poi_C) == 1
