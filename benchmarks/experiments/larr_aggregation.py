@@ -1,4 +1,8 @@
-"""Ways to join a moment's values into one vector, with and without guidance."""
+"""Ways to join a moment's values into one vector: the paper's order of them, and each in LARR as it is here.
+
+The paper's rankers have no linear term beside the aggregation (`SceneEncoder.Config.shortcut`), LARR has one: arms of
+the first kind say what the paper compares, those that end in "LARR" exchange the aggregation and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -12,41 +16,43 @@ from benchmarks.experiments.city import Scale, unaligned
 from benchmarks.experiments.experiment import Comparison, Experiment
 from benchmarks.experiments.run import main
 from trainers import recipes
+from trainers.recipes import Recipe
 
 Aggregate = Literal["encoder", "attention", "mean", "concat"]
+EXCHANGED: dict[str, Aggregate] = {"mean": "mean", "attention": "attention", "concatenation": "concat"}
 
 
-def aggregated(scale: Scale, aggregate: Aggregate, aligned: bool, seed: int) -> Cell:
-    """LARR with another aggregation, guidance on or off."""
-    recipe = recipes.larr(scale.size)
+def aggregated(recipe: Recipe, aggregate: Aggregate, shortcut: bool) -> Recipe:
+    """The same ranker with another aggregation, with or without the linear term."""
     assert recipe.model.scene is not None
-    encoder = replace(recipe.model.scene.encoder, aggregate=aggregate)
-    recipe = replace(recipe, model=replace(recipe.model, scene=replace(recipe.model.scene, encoder=encoder)))
-    return scale.cell(seed, recipe if aligned else unaligned(recipe))
+    encoder = replace(recipe.model.scene.encoder, aggregate=aggregate, shortcut=shortcut)
+    return replace(recipe, model=replace(recipe.model, scene=replace(recipe.model.scene, encoder=encoder)))
 
 
 def experiment(scale: Scale) -> Experiment:
-    cell = partial(partial, aggregated, scale)
-    ordered = ("PLE", "concatenation", "encoder", "encoder + alignment")
+    larr = recipes.larr(scale.size)
+
+    def cell(recipe: Recipe, seed: int) -> Cell:
+        return scale.cell(seed, recipe)
+
+    papers = {
+        "concatenation": unaligned(aggregated(larr, "concat", False)),
+        "encoder": unaligned(aggregated(larr, "encoder", False)),
+        "encoder + alignment": aggregated(larr, "encoder", False),
+    }
+    exchanged = {f"{name} LARR": aggregated(larr, aggregate, True) for name, aggregate in EXCHANGED.items()}
     return Experiment(
         name="larr_aggregation",
         question="Is PLE < concatenation < encoder < encoder + alignment, and what do other ways to join values give?",
         arms={
             "PLE": scale.ple,
-            "concatenation": cell("concat", False),
-            "encoder": cell("encoder", False),
-            "mean + alignment": cell("mean", True),
-            "attention + alignment": cell("attention", True),
-            "concatenation + alignment": cell("concat", True),
-            "encoder + alignment": cell("encoder", True),
+            **{name: partial(cell, recipe) for name, recipe in (papers | exchanged).items()},
+            "LARR": scale.larr,
         },
         seeds=scale.core_seeds,
         comparisons=(
-            *(Comparison(ours=b, reference=a) for a, b in pairwise(ordered)),
-            *(
-                Comparison(ours="encoder + alignment", reference=f"{other} + alignment")
-                for other in ("mean", "attention", "concatenation")
-            ),
+            *(Comparison(ours=b, reference=a) for a, b in pairwise(("PLE", *papers))),
+            *(Comparison(ours="LARR", reference=name) for name in ("encoder + alignment", *exchanged)),
         ),
     )
 

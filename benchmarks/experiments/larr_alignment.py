@@ -10,7 +10,7 @@ from benchmarks.experiments.experiment import Comparison, Experiment
 from benchmarks.experiments.run import main
 from trainers import recipes
 
-FACTORS = (0.3, 3.0, 10.0)  # of the recipe's own weight
+FACTORS = (0.3, 3.0)  # of the recipe's own weight
 
 
 def experiment(scale: Scale) -> Experiment:

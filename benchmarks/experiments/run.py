@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,18 +33,14 @@ class Options:
     """How a command runs.
 
     Args:
-        rehearsal: leave no results where real ones are kept.
         seeds: in place of the experiment's own.
+        command: what tables call this run.
     """
 
-    rehearsal: bool = False
+    places: Places = field(default_factory=Places)
     seeds: tuple[int, ...] | None = None
     workers: int = 2
     command: str = ""
-
-    @property
-    def places(self) -> Places:
-        return Places.quick() if self.rehearsal else Places()
 
 
 def main(*makes: Make, command: str | None = None) -> None:
@@ -62,7 +58,7 @@ def main(*makes: Make, command: str | None = None) -> None:
     given = parser.parse_args()
     command = command or f"python -m {__package__}.{Path(sys.argv[0]).stem}"
     options = Options(
-        rehearsal=bool(given.quick or given.seeds or given.language_model),
+        places=Places.quick() if given.quick or given.seeds or given.language_model else Places(),
         seeds=tuple(given.seeds) if given.seeds else None,
         workers=given.workers,
         command=" ".join([command, *sys.argv[1:]]),

@@ -1,0 +1,96 @@
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from benchmarks.experiments import run, tables
+from benchmarks.experiments.cells import Cell, Store
+from benchmarks.experiments.city import CityWorld, unaligned
+from benchmarks.experiments.experiment import Comparison, Experiment
+from benchmarks.experiments.places import Places
+from benchmarks.experiments.vectors import HashedWords
+from feature_repo.datasets.city import CityConfig
+from trainers import recipes
+from trainers.recipes import Recipe
+
+TINY = CityConfig(users=60, pois=40, days=14, requests_per_user_day=0.6, candidates=6)
+
+
+def cell(recipe: Recipe, seed: int) -> Cell:
+    return Cell(world=CityWorld(config=TINY), recipe=recipe, vectors=HashedWords(width=16), seed=seed)
+
+
+LARR = replace(recipes.larr("tiny"), fit=replace(recipes.larr("tiny").fit, epochs=1))
+EXPERIMENT = Experiment(
+    name="small",
+    question="Does it run?",
+    arms={"guided": partial(cell, LARR), "not guided": partial(cell, unaligned(LARR))},
+    seeds=(0, 1),
+    comparisons=(Comparison(ours="guided", reference="not guided", margin=0.5),),
+    facts=lambda places: {"a fact": {"seconds": 1.5}},
+)
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """A world, four cells, their resamples and the tables."""
+    root = tmp_path_factory.mktemp("experiments")
+    options = run.Options(places=Places(scratch=root / "scratch", results=root / "results"), command="a command")
+    run.run([EXPERIMENT], options)
+    return options
+
+
+def times(options: run.Options) -> dict[str, int]:
+    """When each result was written."""
+    return {file.name: file.stat().st_mtime_ns for file in options.places.results.rglob("*") if file.is_file()}
+
+
+def test_a_table_says_what_its_cells_came_to(options):
+    plain = json.loads((options.places.results / "small.json").read_text())
+    store = Store(options.places)
+    found = [store.result(cell(LARR, seed)).metrics["all"]["ctr_auc"] for seed in (0, 1)]
+    row = next(r for r in plain["rows"] if (r["model"], r["metric"], r["slice"]) == ("guided", "ctr_auc", "all"))
+    assert row["values"] == found
+    assert row["mean"] == pytest.approx(sum(found) / 2, rel=1e-5)
+    difference = next(d for d in plain["differences"] if d["metric"] == "ctr_auc")
+    other = [store.result(cell(unaligned(LARR), seed)).metrics["all"]["ctr_auc"] for seed in (0, 1)]
+    assert difference["absolute"]["mean"] == pytest.approx((sum(found) - sum(other)) / 2, abs=1e-5)
+    assert difference["absolute"]["low"] < difference["absolute"]["mean"] < difference["absolute"]["high"]
+    assert plain["about"]["seeds"] == [0, 1] and plain["about"]["command"] == "a command"
+    assert plain["facts"] == {"a fact": {"seconds": 1.5}}
+
+
+def test_people_get_a_table_and_a_picture(options):
+    text = (options.places.results / "small.md").read_text()
+    assert "| guided | not guided | all | CTR AUC |" in text and "`a command`" in text and "seeds 0, 1" in text
+    assert (options.places.results / "small.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_guidance_is_known_by_its_loss(options):
+    store = Store(options.places)
+    assert store.result(cell(LARR, 0)).alignment > 0
+    assert store.result(cell(unaligned(LARR), 0)).alignment is None
+
+
+def test_nothing_is_computed_twice(options):
+    before = times(options)
+    run.run([EXPERIMENT], options)
+    assert times(options) == before
+
+
+def test_a_lost_cell_is_computed_again_and_no_other(options):
+    before = times(options)
+    lost = cell(LARR, 1)
+    result = Store(options.places).result(lost)
+    (options.places.cells / f"{lost.hash}.json").unlink()
+    run.run([EXPERIMENT], options)
+    after = times(options)
+    tables_of = {"small.json", "small.md", "small.png"}
+    assert {name for name in after if after[name] != before[name]} == {f"{lost.hash}.json", *tables_of}
+    assert Store(options.places).result(lost).metrics == result.metrics
+
+
+def test_a_table_of_other_seeds_is_another_one(options):
+    assert tables.written(EXPERIMENT, options.places) is not None
+    assert tables.written(replace(EXPERIMENT, seeds=(0,)), options.places) is None
