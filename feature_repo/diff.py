@@ -62,7 +62,7 @@ def changes(store: Any) -> list[Change]:
 def _declared() -> dict[tuple[str, str], Any]:
     from feature_repo import definitions
 
-    objects = [getattr(definitions, name) for name in definitions.__all__]
+    objects = [declared for name in definitions.__all__ if (declared := getattr(definitions, name)) is not None]
     return {(type(o).__name__, o.name): _spec(o) for o in objects if type(o).__name__ != "RequestSource"}
 
 
