@@ -1,8 +1,8 @@
 """How well embedders tell places apart that they were never tuned on: retrieval and neighbourhoods of held-out POIs.
 
 Every embedder reads the same texts and is asked the same questions; a tuned one is refused unless exactly these POIs,
-categories and scene values were kept from its pairs. Vectors of spaces with a head are compared as they were trained;
-others are centred by group first, as their common part would drown everything else.
+categories and scene values were kept from its pairs. Sides of a click are compared as a tuned embedder was trained to
+compare them; all else is centred by group first, as the common part of texts of a sort would drown everything else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainers.plain import from_plain, to_plain
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 BARE = dict.fromkeys(TEMPLATES, SLOT)
-METHOD = 1  # changes with what the numbers mean: answers of another method are not taken up
+METHOD = 2  # changes with what the numbers mean: answers of another method are not taken up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,14 +151,15 @@ def answer(embedder: EncoderConfig, questions: Questions, config: ProbeConfig) -
     shown_QED = _unit(vector_TD[_at(numbers, shown_QE)])
     users_Q = log.user_C[questions.click_Q]
     score_QP = side_QD @ poi_PD.T
+    among_PD = _unit(vector_TD[_at(numbers, questions.poi_P)] - vector_TD[_at(numbers, np.array(pois))].mean(0))
     own_Q = np.take_along_axis(score_QP, questions.poi_Q[:, None], axis=1)[:, 0]
     there_QE = shown_QE != NONE
     over_Q = above(own_Q, np.einsum("qd,qed->qe", side_QD, shown_QED), there_QE)
     return {
         **_moments(score_QP, questions, config),
         **({"chosen over shown": number(over_Q, users_Q[there_QE.any(1)])} if len(over_Q) else {}),
-        **_about_texts(read, poi_PD, questions),
-        **_purities(poi_PD @ poi_PD.T, questions, config),
+        **_about_texts(read, among_PD, questions),
+        **_purities(among_PD @ among_PD.T, questions, config),
     }
 
 
@@ -173,20 +174,20 @@ def references(questions: Questions, config: ProbeConfig) -> tuple[Row, Row]:
 
 
 class _Reading:
-    """Vectors of an embedder that can be compared."""
+    """An embedder's vectors in a form that can be compared."""
 
     def __init__(self, embedder: EncoderConfig, groups: Groups) -> None:
         self._encoder, self._groups = TextEncoder(embedder), groups
         self._tuned = embedder.embedder().heads
 
-    def __call__(self, texts: Sequence[SpaceText]) -> np.ndarray:
-        """As trained, or centred by the mean of each group among these texts: float32 (n, width)."""
+    def __call__(self, texts: Sequence[SpaceText], *, centred: bool = False) -> np.ndarray:
+        """As trained where it was trained, else (or if `centred`) less the mean of each group: float32 (n, width)."""
         parts: dict[int, np.ndarray] = {}
         for space in dict.fromkeys(text.space for text in texts):
             at = [n for n, text in enumerate(texts) if text.space == space]
             words = [texts[n].text for n in at]
             vectors = self._encoder.encode(words, space)
-            if space not in self._tuned:
+            if centred or space not in self._tuned:
                 group = self._groups.of(space, words)
                 for each in np.unique(group):
                     vectors[group == each] -= vectors[group == each].mean(0)
@@ -202,10 +203,11 @@ def _moments(score_QP: np.ndarray, questions: Questions, config: ProbeConfig) ->
 def _about_texts(read: _Reading, poi_PD: np.ndarray, questions: Questions) -> dict[str, Number]:
     found: dict[str, Number] = {}
     if questions.halves:
-        first, second = (_unit(read([SpaceText(POIS, half[i]) for half in questions.halves])) for i in (0, 1))
+        sides = ([SpaceText(POIS, half[i]) for half in questions.halves] for i in (0, 1))
+        first, second = (_unit(read(side, centred=True)) for side in sides)
         found["half text @1"] = number(recall(first @ second.T, np.arange(len(first)), 1))
     kinds = sorted(set(questions.category_P))
-    named = _unit(read([SpaceText(POIS, f"A {kind}.") for kind in kinds]))
+    named = _unit(read([SpaceText(POIS, f"A {kind}.") for kind in kinds], centred=True))
     return {**found, "category": number(r_precision(named @ poi_PD.T, np.array(kinds), questions.category_P))}
 
 
