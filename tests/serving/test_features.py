@@ -16,6 +16,7 @@ from serving.online import ServiceMismatch, ValueStatus
 from serving.request import Place, RequestContext
 from trainers.batch import Batch
 
+WINDOWS = (7, 28, 365)  # those of the prepared workspace: a count is stale after more than the longest
 WORDS = ("weather", "temperature", "place_kind", "company", "landmark", "occasion")
 
 
@@ -101,7 +102,7 @@ def test_an_unknown_user_and_poi_are_missing_whatever_the_store_says(reader, poi
     assert reading.poi_statuses == (ValueStatus.PRESENT, ValueStatus.MISSING)
     assert reading.names[1] is None
     assert reading.table["poi_clicks_28d"].to_pylist()[1] is None
-    assert view_of(reading, "user_stats").missing == 6
+    assert view_of(reading, "user_stats").missing == len(columns.COUNTS) * len(WINDOWS)
     context = reader.read_context(RequestContext(user_id="nobody", scenario_id="search"), microseconds(moment))
     assert context.user_status is ValueStatus.MISSING
 
@@ -135,13 +136,13 @@ def test_a_scene_value_that_nobody_embedded_has_no_vector_and_says_so(reader, mo
 
 
 def test_the_age_of_what_was_read_is_that_of_the_present_values(store, reader, moment):
-    counts = {columns.statistic("poi", c, d): 1 for c in columns.COUNTS for d in columns.WINDOW_DAYS}
-    for poi_id, days in (("young", 1), ("old", 20), ("dead", 30)):
+    counts = {columns.statistic("poi", c, d): 1 for c in columns.COUNTS for d in WINDOWS}
+    for poi_id, days in (("young", 1), ("old", 20), ("dead", 367)):
         write(store, "poi_stats", moment - timedelta(days=days), poi_id=poi_id, **counts)
     view = view_of(read(reader, "u1", ["young", "old", "dead"], moment), "poi_stats")
     assert view.oldest_us == microseconds(moment - timedelta(days=20))
     assert view.newest_us == microseconds(moment - timedelta(days=1))
-    assert (view.present, view.stale) == (12, 6)
+    assert (view.present, view.stale) == (18, 9)
 
 
 def test_a_bundle_of_other_scene_declarations_is_refused(store, pipeline):
