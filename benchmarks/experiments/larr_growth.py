@@ -47,6 +47,7 @@ QUICK_SIZES = ("x 1", "users x 10", "POIs x 10")
 
 
 def experiment(scale: Scale) -> Experiment:
+    texts = 100 if scale.quick else TEXTS
     sizes = {name: SIZES[name] for name in (QUICK_SIZES if scale.quick else SIZES)}
 
     def world(size: Growth, seed: int) -> CityWorld:
@@ -66,7 +67,7 @@ def experiment(scale: Scale) -> Experiment:
     def facts(places: Places) -> dict[str, dict[str, float]]:
         found = {name: preparing(world(size, scale.seeds[0]), places) for name, size in sizes.items()}
         largest = max(sizes, key=lambda name: sizes[name].pois)
-        return {**found, "embedding": embedding(world(sizes[largest], scale.seeds[0]), places)}
+        return {**found, "embedding": embedding(world(sizes[largest], scale.seeds[0]), texts, places)}
 
     models = {"PLE": recipes.ple(scale.size), "LARR": recipes.larr(scale.size)}
     arms = {
@@ -100,9 +101,9 @@ def preparing(world: CityWorld, places: Places) -> dict[str, float]:
     }
 
 
-def embedding(world: CityWorld, places: Places) -> dict[str, float]:
-    """The embedded language model on `TEXTS` POI texts (or all that there are), with all processors."""
-    texts = worlds.texts_of_rows(Workspace(worlds.folder(world, places)), SPACE)[1][:TEXTS]
+def embedding(world: CityWorld, count: int, places: Places) -> dict[str, float]:
+    """The embedded language model on `count` POI texts (or all that there are), with all processors."""
+    texts = worlds.texts_of_rows(Workspace(worlds.folder(world, places)), SPACE)[1][:count]
     encoder = TextEncoder(replace(LanguageModel().config(places), threads=os.cpu_count()))
     encoder.encode(texts[:16], SPACE)
     started = time.perf_counter()

@@ -6,6 +6,7 @@ one that was tuned on the development city: it has not met their words in traini
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from benchmarks.experiments.cells import Cell
@@ -19,23 +20,24 @@ CITIES = (1, 2, 3)
 
 
 def experiment(scale: Scale) -> Experiment:
-    def in_city(arm: str, number: int) -> Cell:
+    cities = CITIES[:1] if scale.quick else CITIES
+
+    def in_city(make: Callable[..., Cell], number: int) -> Cell:
         """Numbers run over the cities first, then over the seeds."""
-        seed, city = divmod(number, len(CITIES))
-        cell: Cell = getattr(scale, arm)(seed, variant=Variant(concepts=CITIES[city]))
-        return cell
+        seed, city = divmod(number, len(cities))
+        return make(seed, variant=Variant(concepts=cities[city]))
 
     where = (ALL, "untold", "unseen scene", "rare scene")
     return Experiment(
         name="larr_new_words",
         question="Do the gains hold in cities whose words development did not use?",
         arms={
-            "PLE": partial(in_city, "ple"),
-            "PLE + scene ids": partial(in_city, "scene_ids"),
-            "PLE + random vectors": partial(in_city, "random"),
-            "LARR": partial(in_city, "larr"),
+            "PLE": partial(in_city, scale.ple),
+            "PLE + scene ids": partial(in_city, scale.scene_ids),
+            "PLE + random vectors": partial(in_city, scale.random),
+            "LARR": partial(in_city, scale.larr),
         },
-        seeds=tuple(range(len(CITIES) * len(scale.seeds))),
+        seeds=tuple(range(len(cities) * len(scale.seeds))),
         comparisons=tuple(
             Comparison(ours="LARR", reference=reference, slices=where)
             for reference in ("PLE", "PLE + scene ids", "PLE + random vectors")

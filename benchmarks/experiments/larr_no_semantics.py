@@ -18,7 +18,6 @@ def experiment(scale: Scale) -> Experiment:
         name="larr_no_semantics",
         question="Where the scene says nothing of what people want, is LARR as good as ids and as random vectors?",
         arms={
-            "PLE": partial(scale.ple, variant=silent),
             "PLE + scene ids": partial(scale.scene_ids, variant=silent),
             "PLE + random vectors": partial(scale.random, variant=silent),
             "LARR": partial(scale.larr, variant=silent),
@@ -26,7 +25,7 @@ def experiment(scale: Scale) -> Experiment:
         seeds=scale.core_seeds,
         comparisons=tuple(
             Comparison(ours="LARR", reference=reference, margin=MARGIN)
-            for reference in ("PLE + scene ids", "PLE + random vectors", "PLE")
+            for reference in ("PLE + scene ids", "PLE + random vectors")
         ),
     )
 
