@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -49,7 +50,7 @@ def each(
             workers,
             mp_context=multiprocessing.get_context("spawn"),
             max_tasks_per_child=1 if fresh else None,
-            initializer=_one_thread,
+            initializer=_begin,
         ) as pool,
     ):
         bar = bars.add_task(title, total=len(items))
@@ -69,7 +70,9 @@ def each(
             pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    """In each process: one thread, and no word on the screen, which belongs to the bar (DuckDB draws its own)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     import torch
 
     torch.set_num_threads(1)
