@@ -1,6 +1,6 @@
 """The city as a world of experiments, and the recipes that are compared in it, at full and at quick scale.
 
-Development used seed 100 and nothing but its validation part; reported seeds begin at 0: other people, the same city.
+Development used seed 100, its test part too (`docs/log.md`); reported seeds begin at 0: other people, the same city.
 """
 
 from __future__ import annotations
