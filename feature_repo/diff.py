@@ -60,10 +60,9 @@ def changes(store: Any) -> list[Change]:
 
 
 def _declared() -> dict[tuple[str, str], Any]:
-    from feature_repo import definitions
+    from feature_repo.store import declared
 
-    objects = [declared for name in definitions.__all__ if (declared := getattr(definitions, name)) is not None]
-    return {(type(o).__name__, o.name): _spec(o) for o in objects if type(o).__name__ != "RequestSource"}
+    return {(type(o).__name__, o.name): _spec(o) for o in declared()}
 
 
 def _registered(store: Any) -> dict[tuple[str, str], Any]:

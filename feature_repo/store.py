@@ -50,11 +50,16 @@ def apply(workspace: Workspace, profile: str = EMBEDDED) -> Any:
     """Register every definition; services of older bundles stay. Returns the store."""
     render(workspace, profile)
     store = open_store(workspace)
+    store.apply(declared(), partial=True)
+    return store
+
+
+def declared() -> list[Any]:
+    """What the active data set has of `definitions`; a request source is registered with the view that reads it."""
     from feature_repo import definitions
 
     named = (getattr(definitions, name) for name in definitions.__all__ if name != "request")
-    store.apply([found for found in named if found is not None], partial=True)
-    return store
+    return [found for found in named if found is not None]
 
 
 def online_views(store: Any) -> list[str]:

@@ -43,10 +43,10 @@ def pretrain(
 
     On several processes or machines: torchrun --nproc-per-node 2 -m serving.cli pretrain ...
     """
-    from serving import screen, stages
+    from serving import screen, stages_language
 
     with explained():
-        options = stages.PretrainOptions(
+        options = stages_language.PretrainOptions(
             model=language_model,
             steps=steps,
             documents=documents,
@@ -59,7 +59,7 @@ def pretrain(
         )
         target = workspace_of(workspace)
         with screen.one_of_many(), screen.stage(f"pretrain {language_model}") as report:
-            done = stages.pretrain(target, options, report)
+            done = stages_language.pretrain(target, options, report)
         with screen.one_of_many():
             screen.console.print(screen.perplexity_table(done))
             screen.console.print(str(target.language / "pretrain" / "model"))

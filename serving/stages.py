@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -94,52 +94,6 @@ def _forget_online(workspace: Workspace) -> None:
         tear_down(open_store(workspace))
     workspace.feature_store_yaml.unlink()
     Stamp.of(workspace, "materialize").clear()
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainOptions:
-    """What a person chooses about stage 1; the rest is `trainers.language.pretrain.PretrainConfig`."""
-
-    model: str = "smollm2"
-    steps: int | None = None
-    documents: int = 8
-    full: bool = False
-    general: float = 0.25
-    general_text: Path | None = None
-    hold_out: float = 0.1
-    sharding: str = "ddp"
-    seed: int = 0
-
-
-def pretrain(workspace: Workspace, options: PretrainOptions, report: Report) -> Any:
-    """History -> a language model that read it, in `<workspace>/language/pretrain`. Returns its `PretrainReport`.
-
-    The run folder knows what it was made from: what is there is not done again.
-    """
-    from trainers.language import pretrain as stage
-    from trainers.language.clicks import HoldOut
-
-    plain = stage.PretrainConfig()
-    if options.sharding not in ("ddp", "fsdp"):
-        raise ValueError(f"no sharding {options.sharding!r}; there are ddp and fsdp")
-    steps = plain.tune.steps if options.steps is None else options.steps
-    rate = 5e-5 if options.full else plain.tune.learning_rate  # all weights together go further in a step
-    hold_out = HoldOut(pois=options.hold_out, seed=options.seed)
-    config = replace(
-        plain,
-        model=options.model,
-        corpus=replace(plain.corpus, hold_out=hold_out, general_text=options.general_text),
-        mixture=replace(plain.mixture, documents=options.documents, general=options.general, seed=options.seed),
-        lora=None if options.full else plain.lora,
-        tune=replace(
-            plain.tune,
-            steps=steps,
-            learning_rate=rate,
-            seed=options.seed,
-            sharding="fsdp" if options.sharding == "fsdp" else "ddp",
-        ),
-    )
-    return stage.pretrain(workspace, config, report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +269,7 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
 def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path:
     """A training set -> towers and FAISS index, in `<workspace>/index`. Returns its folder."""
     from trainers import index as artefacts
+    from trainers.knowledge import POI_SPACE
     from trainers.retrieval import RetrievalConfig, RetrievalData, build
     from trainers.training_set import read
 
@@ -326,7 +281,10 @@ def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path
     schema = Schema.load(workspace.schema)
     parts = {part: read(pulled, *_bounds(schema, part)) for part in ("train", "valid", "test")}
     retrieval = RetrievalData(
-        schema=schema, **parts, pois=pq.read_table(workspace.source("pois")), text=matrices(workspace).get("poi_text")
+        schema=schema,
+        **parts,
+        pois=pq.read_table(workspace.source("pois")),
+        text=matrices(workspace).get(POI_SPACE),
     )
     artefact = build(
         retrieval, RetrievalConfig(), seed, lambda done, planned, note: report(f"train towers: {note}", done, planned)

@@ -1,4 +1,4 @@
-"""Stage 2 and its test, as functions of one workspace: what a person chooses, turned into a whole configuration.
+"""Stages 1 and 2 and their test, as functions of one workspace: a person's choice, turned into a whole configuration.
 
 The run folder of a stage knows what it was made from; what is there is not done again.
 """
@@ -7,10 +7,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from feature_repo.workspace import Workspace
 from serving.stages import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions:
+    """What a person chooses about stage 1; the rest is `trainers.language.pretrain.PretrainConfig`."""
+
+    model: str = "smollm2"
+    steps: int | None = None
+    documents: int = 8
+    full: bool = False
+    general: float = 0.25
+    general_text: Path | None = None
+    hold_out: float = 0.1
+    sharding: str = "ddp"
+    seed: int = 0
+
+
+def pretrain(workspace: Workspace, options: PretrainOptions, report: Report) -> Any:
+    """History -> a language model that read it, in `<workspace>/language/pretrain`. Returns its `PretrainReport`."""
+    from trainers.language import pretrain as stage
+    from trainers.language.clicks import HoldOut
+
+    plain = stage.PretrainConfig()
+    if options.sharding not in ("ddp", "fsdp"):
+        raise ValueError(f"no sharding {options.sharding!r}; there are ddp and fsdp")
+    steps = plain.tune.steps if options.steps is None else options.steps
+    rate = 5e-5 if options.full else plain.tune.learning_rate  # all weights together go further in a step
+    hold_out = HoldOut(pois=options.hold_out, seed=options.seed)
+    config = replace(
+        plain,
+        model=options.model,
+        corpus=replace(plain.corpus, hold_out=hold_out, general_text=options.general_text),
+        mixture=replace(plain.mixture, documents=options.documents, general=options.general, seed=options.seed),
+        lora=None if options.full else plain.lora,
+        tune=replace(
+            plain.tune,
+            steps=steps,
+            learning_rate=rate,
+            seed=options.seed,
+            sharding="fsdp" if options.sharding == "fsdp" else "ddp",
+        ),
+    )
+    return stage.pretrain(workspace, config, report)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from feature_repo import columns
 MISSING_ROW = 0
 # The space that scene slots point into; the others describe the impression itself.
 SCENE_SPACE = next(space for space, key in columns.KNOWLEDGE.items() if key == columns.SCENE_VALUE)
+POI_SPACE, USER_SPACE = "poi_text", "user_text"
 MODEL = "model"  # the field of a knowledge view that says which model wrote a vector
 
 

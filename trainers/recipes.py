@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from trainers.knowledge import POI_SPACE
 from trainers.loop import FitConfig
 from trainers.losses import LossConfig
 from trainers.models.backbones.ple import Ple
@@ -19,7 +20,6 @@ from trainers.models.ranker import Ranker
 from trainers.models.scene_encoder import SceneEncoder
 
 Size = Literal["tiny", "default", "reference"]
-POI_TEXT = "poi_text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def larr(size: Size = "default") -> Recipe:
     """
     use = SceneUse.Config(encoder=_encoder(size, "vectors"), tap="input")
     model = _model(size)
-    features = replace(model.features, text_spaces=(POI_TEXT,))
+    features = replace(model.features, text_spaces=(POI_SPACE,))
     return Recipe(name="larr", model=replace(model, features=features, scene=use), fit=_fit(size))
 
 

@@ -24,7 +24,6 @@ from trainers.encoding import COUNT_NUMBERS, Encoding, kept_statistics
 from trainers.knowledge import VectorMatrix
 from trainers.models.tower import Items, TowerSizes
 
-TEXT_SPACE = "poi_text"
 KM_PER_DEGREE = 111.195
 WAVELENGTHS_KM = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 DIRECTIONS = 4

@@ -14,6 +14,7 @@ from feature_repo.datasets import city
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.city import CityConfig, Variant
 from trainers import recipes
+from trainers.knowledge import POI_SPACE
 from trainers.language.contrast import ContrastConfig
 from trainers.language.pretrain import PretrainConfig
 from trainers.recipes import Recipe, Size
@@ -134,5 +135,5 @@ def unaligned(recipe: Recipe) -> Recipe:
 
 def reading_pois(recipe: Recipe, reads: bool) -> Recipe:
     """The same ranker with or without the vector of the POI's text as an input."""
-    features = replace(recipe.model.features, text_spaces=(recipes.POI_TEXT,) if reads else ())
+    features = replace(recipe.model.features, text_spaces=(POI_SPACE,) if reads else ())
     return replace(recipe, model=replace(recipe.model, features=features))

@@ -19,10 +19,10 @@ from benchmarks.experiments.run import main
 from benchmarks.experiments.vectors import HashedWords, LanguageModel
 from feature_repo.workspace import Workspace
 from trainers import recipes
+from trainers.knowledge import POI_SPACE
 from trainers.language.encoder import TextEncoder
 from trainers.recipes import Recipe
 
-SPACE = "poi_text"
 TEXTS = 2000
 EPOCHS = 2
 
@@ -103,11 +103,11 @@ def preparing(world: CityWorld, places: Places) -> dict[str, float]:
 
 def embedding(world: CityWorld, count: int, places: Places) -> dict[str, float]:
     """The embedded language model on `count` POI texts (or all that there are), with all processors."""
-    texts = worlds.texts_of_rows(Workspace(worlds.folder(world, places)), SPACE)[1][:count]
+    texts = worlds.texts_of_rows(Workspace(worlds.folder(world, places)), POI_SPACE)[1][:count]
     encoder = TextEncoder(replace(LanguageModel().config(places), threads=os.cpu_count()))
-    encoder.encode(texts[:16], SPACE)
+    encoder.encode(texts[:16], POI_SPACE)
     started = time.perf_counter()
-    encoder.encode(texts, SPACE)
+    encoder.encode(texts, POI_SPACE)
     seconds = time.perf_counter() - started
     return {"texts": len(texts), "embedding s": seconds, "texts/s": len(texts) / seconds}
 

@@ -19,9 +19,8 @@ from benchmarks.experiments.slices import ALL
 from benchmarks.experiments.vectors import HashedWords, LanguageModel, Vectors, hashed_words
 from feature_repo.workspace import Workspace
 from trainers import recipes
+from trainers.knowledge import POI_SPACE
 from trainers.language.encoder import TextEncoder
-
-SPACE = "poi_text"
 
 
 def experiment(scale: Scale) -> Experiment:
@@ -37,7 +36,7 @@ def experiment(scale: Scale) -> Experiment:
 
     def facts(places: Places) -> dict[str, dict[str, float]]:
         workspace = Workspace(worlds.folder(scale.world(scale.seeds[0]), places))
-        texts = worlds.texts_of_rows(workspace, SPACE)[1]
+        texts = worlds.texts_of_rows(workspace, POI_SPACE)[1]
         return {name: cost(vectors, texts, places) for name, vectors in kinds.items()}
 
     where = (ALL, "untold", "new POI")
@@ -63,9 +62,9 @@ def cost(vectors: Vectors, texts: Sequence[str], places: Places) -> dict[str, fl
     if isinstance(vectors, LanguageModel):
         config = replace(vectors.config(places), threads=os.cpu_count())
         encoder = TextEncoder(config)
-        encoder.encode(texts[:16], SPACE)
+        encoder.encode(texts[:16], POI_SPACE)
         started = time.perf_counter()
-        made = encoder.encode(texts, SPACE)
+        made = encoder.encode(texts, POI_SPACE)
         seconds = time.perf_counter() - started
         size = sum(file.stat().st_size for file in Path(config.folder()).glob("*.safetensors")) / 1e6
     else:

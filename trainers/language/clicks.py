@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 from feature_repo import columns, scenes
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
+from trainers.knowledge import POI_SPACE, USER_SPACE
 from trainers.language.texts import SCENES, collect, moments, scene_values
 
-POIS, USERS = "poi_text", "user_text"
+POIS, USERS = POI_SPACE, USER_SPACE
 SPACES = (POIS, USERS, SCENES)  # the vector spaces that a click has texts in
 NONE = -1  # in an array of text numbers: no text
 

@@ -27,7 +27,7 @@ from trainers.language.draws import ContrastTask, DrawConfig
 from trainers.language.encoder import TEMPLATES
 from trainers.language.heads import Groups, HeadConfig, Heads
 from trainers.language.local import Prompts
-from trainers.language.model import Embedder, Provenance, model_identity, sha256
+from trainers.language.model import Embedder, Provenance, model_identity, seen_until, sha256
 from trainers.language.pairs import Mined, PairConfig, mine
 from trainers.language.processes import Processes
 from trainers.language.reader import Reader, ReaderConfig
@@ -130,7 +130,11 @@ def contrast(
     prepared = prepare(config, Schema.load(workspace.schema), mined, progress)
     tune(prepared.reader, prepared.task, config.tune, run, progress)
     note = Provenance(
-        stage="contrast", base=base, available_at=cut, config=to_plain(config), embedder=prepared.embedder(config)
+        stage="contrast",
+        base=base,
+        available_at=seen_until(config.model, config.revision, cut),
+        config=to_plain(config),
+        embedder=prepared.embedder(config),
     )
     if Processes.join().first:
         heads = prepared.reader.heads

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenizer
 
 from trainers.language.encoder import SLOT, EncoderConfig, Pooled
-from trainers.language.model import ModelError, fastest_dtype, quiet
+from trainers.language.model import ModelError, fastest_dtype, quiet, threads_of
 from trainers.language.token_tree import TokenTree, attend, batch_by_beginning, batch_by_length
 
 TREE = "token_tree"  # the name under which transformers knows our attention
@@ -99,7 +98,7 @@ class LocalModel:
         for start in range(0, len(texts), WINDOW_TEXTS):
             ids = [prompt.ids for prompt in self._prompts.fit(texts[start : start + WINDOW_TEXTS], template)]
             for at in self._batches(ids):
-                with _threads(self._config.threads), torch.inference_mode():
+                with threads_of(self._config.threads), torch.inference_mode():
                     states = self._pool([ids[i] for i in at])
                 yield start + at, states.cpu().numpy()
 
@@ -150,14 +149,3 @@ class LocalModel:
         if not same:
             self._model.set_attn_implementation(usual)
         return same
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Give torch `count` threads for a while; the setting is process-wide."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

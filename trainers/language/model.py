@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -139,6 +140,12 @@ class Provenance:
             raise ModelError(f"{path}: {error}; train the model again") from error
 
 
+def seen_until(model: str, revision: str, cut: datetime) -> datetime:
+    """From when on a model that learns from data up to `cut` is available: what its base learned from counts, too."""
+    note = Provenance.read(model_folder(model, revision))
+    return max(cut, note.available_at) if note else cut
+
+
 def default_models() -> Path:
     """The folder of converted models: the environment's, or one in the user's cache."""
     return Path(os.environ.get(MODELS_VARIABLE, DEFAULT_MODELS))
@@ -227,6 +234,19 @@ def fastest_dtype(wanted: str, device: str) -> str:
 
     fast = device == "cuda" or any(torch.cpu.get_capabilities().get(c) for c in ("amx_bf16", "avx512_bf16", "bf16"))
     return "bfloat16" if fast else "float32"
+
+
+@contextmanager
+def threads_of(count: int | None) -> Iterator[None]:
+    """Give torch `count` threads for a while, None leaves them; the setting is process-wide."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -6,11 +6,10 @@ drawn from (seed, step, rank). That is why a run that was killed and started aga
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -20,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from trainers.language.model import fastest_dtype
+from trainers.language.model import fastest_dtype, threads_of
 from trainers.language.processes import Processes
 from trainers.language.run_folder import Checkpoint, Run
 from trainers.loop import TrainingError
@@ -112,7 +111,7 @@ def tune(
     processes = Processes.join()
     if processes.size > 1 and config.sharding == "none":
         raise TrainingError(f"{processes.size} processes, but sharding is 'none'; choose 'ddp' or 'fsdp'")
-    with _threads(config.threads), torch.random.fork_rng():
+    with threads_of(config.threads), torch.random.fork_rng():
         tuner = _Tuner(module, config, processes)
         start = tuner.resume(run)
         for step in range(start, config.steps):
@@ -284,13 +283,3 @@ def _pace(step: int, config: TuneConfig) -> float:
     """The share of the highest learning rate at a step, 0 .. 1."""
     warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
     return warm * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

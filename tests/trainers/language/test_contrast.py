@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,15 @@ def test_the_folder_says_how_it_is_read_and_when_it_was_known(street: Street, ti
     assert [module["type"].rpartition(".")[2] for module in modules] == ["Transformer", "Pooling"]
     assert json.loads((model / "1_Pooling" / "config.json").read_text())["pooling_mode_lasttoken"] is True
     assert set(report.pairs) == {"user_user", "poi_poi", "user_poi"} and min(report.pairs.values()) > 10
+
+
+def test_what_its_base_saw_counts_for_when_it_is_available(street: Street, tiny_model: Path, tmp_path: Path) -> None:
+    later = CUT + timedelta(days=900)
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    Provenance(stage="pretrain", base="", available_at=later, config={}).write(base)
+    note = Provenance.read(Path(contrast(street(PLACES, log()), shorter(configuration(base))).model))
+    assert note is not None and note.available_at == later
 
 
 def test_layers_below_the_adapters_stay_what_they_were(street: Street, tiny_model: Path) -> None:
