@@ -89,7 +89,10 @@ def contrast(
     reading: Annotated[
         str, typer.Option(help="What asymmetric scoring means: projectors of each side's own, or directions: one.")
     ] = "projectors",
-    width: Annotated[int | None, typer.Option(help="Of the vectors.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of the projections that are compared.")] = None,
+    project: Annotated[
+        bool, typer.Option("--project", help="The model's vectors are the projections, not the states behind them.")
+    ] = False,
     layers: Annotated[int | None, typer.Option(help="Adapted ones, from the last down; the rest is frozen.")] = None,
     cached_gradients: Annotated[
         bool, typer.Option("--cached-gradients", help="Large steps in little memory, a third slower.")
@@ -131,6 +134,7 @@ def contrast(
             bucket=tuple(bucket or ["daypart"]),
             reading=reading,
             width=width,
+            project=project,
             layers=layers,
             cached_gradients=cached_gradients,
             test=test,

@@ -79,6 +79,7 @@ class ContrastOptions:
     bucket: tuple[str, ...] = ("daypart",)
     reading: str = "projectors"
     width: int | None = None
+    project: bool = False
     layers: int | None = None
     cached_gradients: bool = False
     test: bool = False
@@ -106,7 +107,7 @@ def configuration(options: ContrastOptions) -> Any:
     if unknown := sorted({*options.pairs, *options.weights} - set(KINDS)):
         raise ValueError(f"no pairs of kind {unknown}; there are {', '.join(KINDS)}")
     plain = to_plain(ContrastConfig())
-    plain |= {"model": options.model, "pooling": options.pooling}
+    plain |= {"model": options.model, "pooling": options.pooling, "project": options.project}
     plain["pairs"] |= {"users": options.users, "seed": options.seed}
     plain["pairs"]["clicks"] |= {"user_side": options.user_side, "bucket": list(options.bucket)}
     if options.test:

@@ -33,6 +33,7 @@ def test_every_option_arrives() -> None:
         bucket=("weather", "hour"),
         reading="directions",
         width=9,
+        project=True,
         layers=4,
         cached_gradients=True,
         test=True,
@@ -44,6 +45,7 @@ def test_every_option_arrives() -> None:
     assert (config.model, config.pooling, config.heads.width, config.lora.first_layer) == ("m", "mean", 9, -4)
     assert config.draws.pairs == {**plain.draws.pairs, "user_poi": 3}
     assert config.draws.weights == {**plain.draws.weights, "user_user": 0.0}
+    assert config.project and not plain.project
     assert (config.draws.exposed, config.draws.temperature, config.scoring.reading) == (2, 0.3, "directions")
     clicks = config.pairs.clicks
     assert (clicks.user_side, clicks.bucket, config.pairs.users) == ("whole", ("weather", "hour"), "halves")

@@ -1,7 +1,7 @@
 """Stage 2: a language model becomes a text embedder, by telling texts that belong together from those that do not.
 
 What it ends in is an ordinary model folder with projector heads beside the weights and a note that says how texts are
-read: templates, pooling, the head of each vector space. `embed` then needs no option but the folder's name.
+read: templates, pooling, the head of each vector space and whether its vectors are wanted. `embed` then needs no option but the folder's name.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ class ContrastConfig:
         draws: what a step learns from.
         scoring: what symmetric and asymmetric mean.
         heads: the projectors.
+        project: vectors of the tuned model are the heads' projections, which tell clicked from shown best; else the
+            states behind them, which keep what the heads leave out (Chen et al. 2020, SimCLR, section 4.2, found
+            the same of images) and serve a ranker better (`docs/log.md`).
         lora: the adapters. The layers below the first adapter are frozen: what they make of a text is computed once.
         reader: how texts are run through the model.
         tune: steps, learning rates, processes.
@@ -73,6 +76,7 @@ class ContrastConfig:
     draws: DrawConfig = field(default_factory=DrawConfig)
     scoring: Scoring = field(default_factory=Scoring)
     heads: HeadConfig = field(default_factory=HeadConfig)
+    project: bool = False
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(first_layer=-8))
     reader: ReaderConfig = field(default_factory=ReaderConfig)
     tune: TuneConfig = field(
@@ -183,7 +187,8 @@ class Prepared:
         user, poi = config.scoring.projectors("user_poi")
         trained = set(self.reader.heads.note.names)
         heads = {space: head for space, head in ((USERS, user), (SCENES, user), (POIS, poi)) if head in trained}
-        return Embedder(templates=_templates(config), pooling=_pooling(config), heads=heads)
+        templates, pooling = _templates(config), _pooling(config)
+        return Embedder(templates=templates, pooling=pooling, heads=heads, project=config.project)
 
 
 def prepare(

@@ -40,7 +40,7 @@ TEMPLATES: Mapping[str, str] = {
     "scenario_text": 'This part of an app: "{text}" Summed up in one word, people come here for "',
     "scene_text": 'This moment: "{text}" Summed up in one word, it is "',
 }
-UNTUNED = Embedder(templates=TEMPLATES, pooling="last", heads={})
+UNTUNED = Embedder(templates=TEMPLATES, pooling="last", heads={}, project=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class EncoderConfig:
             those that the model was tuned with, the text alone for a sentence encoder, else `TEMPLATES`.
         pooling: "last" real token, or the "mean" over all real tokens, of the final layer. None: what the model was
             tuned with, else "last".
+        project: whether vectors are what the model's heads make of its states. None: as it was tuned to be read.
         unit_length: scale pooled states to length 1, as some endpoints always do; not for a model with heads.
         dtype: "auto" is bfloat16 on a GPU and on a CPU with bf16 instructions, else float32.
         max_tokens: a batch computes at most this many tokens, padding included (a longer text goes alone). None: 1,536
@@ -67,6 +68,7 @@ class EncoderConfig:
     revision: str = "main"
     templates: Mapping[str, str] | None = None
     pooling: Literal["last", "mean"] | None = None
+    project: bool | None = None
     unit_length: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_tokens: int | None = None
@@ -94,9 +96,11 @@ class EncoderConfig:
         if self.model != SMOLLM2.name:
             provenance = self.provenance()
             noted = (provenance and provenance.embedder) or _sentence_encoder(self.folder(), self.pooling) or UNTUNED
-        if self.unit_length and noted.heads:
+        project = bool(noted.heads) and (noted.project if self.project is None else self.project)
+        if self.unit_length and project:
             raise ModelError(f"{self.model}: its heads were trained on states as they are; leave unit_length off")
-        return replace(noted, templates=self.templates or noted.templates, pooling=self.pooling or noted.pooling)
+        templates, pooling = self.templates or noted.templates, self.pooling or noted.pooling
+        return replace(noted, templates=templates, pooling=pooling, project=project)
 
     def available_at(self) -> datetime | None:
         """Nothing that the model writes was available before; None for a model that learned from no log of ours."""
@@ -115,11 +119,13 @@ class EncoderConfig:
         The dtype is left out: it moves a vector by about 1e-4 of cosine, and "auto" would make the version depend on
         the machine. So is the backend. Nothing is loaded; a Hugging Face id may have to be downloaded.
         """
+        embedder = self.embedder()
         parts = [
             model_identity(self.model, self.revision, self.models),
             self.template(kind),
-            self.embedder().pooling,
+            embedder.pooling,
             str(self.max_length),
+            *(["projected"] if embedder.project else []),
             *(["unit length"] if self.unit_length else []),
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
@@ -147,7 +153,7 @@ class TextEncoder:
 
         self.config = config
         self._embedder = config.embedder()
-        self._heads = Heads.load(config.folder()) if self._embedder.heads else None
+        self._heads = Heads.load(config.folder()) if self._embedder.project else None
         self._backend: Backend = (backend or LocalModel)(config)
 
     @property
@@ -193,7 +199,7 @@ def _sentence_encoder(folder: Path, pooling: str | None) -> Embedder | None:
     modes = {named} if named else {k.removeprefix("pooling_mode_") for k, on in settings.items() if on is True}
     bare = dict.fromkeys(TEMPLATES, SLOT)
     if modes & {"mean", "mean_tokens"}:
-        return Embedder(templates=bare, pooling="mean", heads={})
+        return Embedder(templates=bare, pooling="mean", heads={}, project=False)
     if "lasttoken" in modes or pooling:
-        return Embedder(templates=bare, pooling="last", heads={})
+        return Embedder(templates=bare, pooling="last", heads={}, project=False)
     raise ModelError(f"{path}: pooling {sorted(modes)} is not known; set pooling to 'last' or 'mean' if that is meant")

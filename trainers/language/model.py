@@ -98,13 +98,14 @@ class Embedder:
     Attributes:
         templates: for each vector space, the prompt around `{text}`.
         pooling: "last" real token, or the "mean" over all, of the final layer.
-        heads: for each vector space, the projector in `heads.safetensors` that its pooled states go through; a space
-            without one keeps the pooled state.
+        heads: for each vector space, the projector in `heads.safetensors` that was trained on its pooled states.
+        project: vectors are what the heads make of pooled states, where a space has one; else the pooled states.
     """
 
     templates: Mapping[str, str]
     pooling: Literal["last", "mean"]
     heads: Mapping[str, str]
+    project: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

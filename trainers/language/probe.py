@@ -81,11 +81,18 @@ def candidates(workspace: Workspace, model: str = SMOLLM2.name) -> tuple[Candida
         "all-MiniLM-L6-v2": EncoderConfig(model=MINILM.name),
     }
     runs = {
-        "stage 1, one word": workspace.language / "pretrain",
-        "stage 2": run_folder(workspace, tested=True),
-        "stage 2, special token": run_folder(workspace, tested=True, token=True),
+        "stage 1, one word": (workspace.language / "pretrain", False),
+        **{
+            f"stage 2{pooling}{vectors}": (run_folder(workspace, tested=True, token=token), project)
+            for token, pooling in ((False, ""), (True, ", special token"))
+            for project, vectors in ((False, ""), (True, ", projected"))
+        },
     }
-    tuned = {name: EncoderConfig(model=str(run / "model")) for name, run in runs.items() if (run / "model").is_dir()}
+    tuned = {
+        name: EncoderConfig(model=str(run / "model"), project=project)
+        for name, (run, project) in runs.items()
+        if (run / "model").is_dir()
+    }
     return tuple(Candidate(name=name, encoder=encoder) for name, encoder in {**untuned, **tuned}.items())
 
 
@@ -178,7 +185,8 @@ class _Reading:
 
     def __init__(self, embedder: EncoderConfig, groups: Groups) -> None:
         self._encoder, self._groups = TextEncoder(embedder), groups
-        self._tuned = embedder.embedder().heads
+        read = embedder.embedder()
+        self._tuned = read.heads if read.project else {}
 
     def __call__(self, texts: Sequence[SpaceText], *, centred: bool = False) -> np.ndarray:
         """As trained where it was trained, else (or if `centred`) less the mean of each group: float32 (n, width)."""

@@ -82,7 +82,7 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
 
 
 def cosines(model: Path, sentences: Sequence[str], places: Sequence[str]) -> np.ndarray:
-    encoder = TextEncoder(EncoderConfig(model=str(model)))
+    encoder = TextEncoder(EncoderConfig(model=str(model), project=True))
     sides = (encoder.encode(sentences, "scene_text"), encoder.encode(places, "poi_text"))
     first, second = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides)
     return np.asarray(first @ second.T)
@@ -114,7 +114,8 @@ def test_the_folder_says_how_it_is_read_and_when_it_was_known(street: Street, ti
     assert (note.stage, note.available_at, report.cut) == ("contrast", CUT, CUT)
     assert note.embedder.heads == {"user_text": "user", "scene_text": "user", "poi_text": "poi"}
     assert note.embedder.templates == config.templates
-    encoder = TextEncoder(EncoderConfig(model=str(model)))
+    assert TextEncoder(EncoderConfig(model=str(model))).encode(["Soup."], "poi_text").shape == (1, 32)  # the state
+    encoder = TextEncoder(EncoderConfig(model=str(model), project=True))
     assert encoder.encode(["Soup."], "poi_text").shape == (1, 8)
     assert encoder.encode(["The first page."], "scenario_text").shape == (1, 32)  # no pairs, no head
     modules = json.loads((model / "modules.json").read_text())
@@ -191,7 +192,7 @@ def test_a_special_token_can_carry_the_vector(street: Street, tiny_model: Path) 
     changed = (rows[0].bfloat16() != rows[1]).any(1)
     assert changed.nonzero().tolist() == [[row]]
     assert (rows[1][row] - rows[0][:row].mean(0)).abs().max() > 1e-3
-    assert TextEncoder(EncoderConfig(model=str(model))).encode(["Soup."], "poi_text").shape == (1, 8)
+    assert TextEncoder(EncoderConfig(model=str(model))).encode(["Soup."], "poi_text").shape == (1, 32)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_a_special_token_can_carry_the_vector(street: Street, tiny_model: Path) 
 def test_every_option_trains(street: Street, tiny_model: Path, changes: dict[str, Any], heads: set[str]) -> None:
     report = contrast(street(PLACES, log()), shorter(configuration(tiny_model, **changes), steps=2))
     assert set(Heads.load(Path(report.model)).note.names) == heads
-    vectors = TextEncoder(EncoderConfig(model=report.model)).encode(["Soup.", "Cake."], "user_text")
+    vectors = TextEncoder(EncoderConfig(model=report.model, project=True)).encode(["Soup.", "Cake."], "user_text")
     assert np.isfinite(vectors).all() and np.abs(vectors[0] - vectors[1]).max() > 0
 
 

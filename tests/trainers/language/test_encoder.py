@@ -110,7 +110,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def one_word(kind: str) -> Embedder:
-    return Embedder(templates={kind: "{text} is"}, pooling="mean", heads={})
+    return Embedder(templates={kind: "{text} is"}, pooling="mean", heads={}, project=False)
 
 
 def test_a_tuned_model_is_read_as_it_was_tuned_unless_told_otherwise(
@@ -160,6 +160,16 @@ def test_heads_project_the_texts_of_their_space(
     assert noted.version("poi_text") != before
     with pytest.raises(ModelError, match="leave unit_length off"):
         dataclasses.replace(noted, unit_length=True).embedder()
+    bare = dataclasses.replace(noted, project=False)
+    np.testing.assert_array_equal(TextEncoder(bare).encode(TEXTS, "poi_text"), states)
+    assert bare.version("poi_text") != noted.version("poi_text")
+
+
+def test_a_note_may_keep_the_heads_for_who_asks(tuned: Callable[[Embedder | None], EncoderConfig]) -> None:
+    noted = tuned(Embedder(templates=TEMPLATES, pooling="last", heads={"poi_text": "poi"}, project=False))
+    Heads(["poi"], 32, HeadConfig(width=5), Groups(spaces=("poi_text",), sentences={})).save(Path(noted.model))
+    assert TextEncoder(noted).encode(TEXTS, "poi_text").shape == (len(TEXTS), 32)
+    assert TextEncoder(dataclasses.replace(noted, project=True)).encode(TEXTS, "poi_text").shape == (len(TEXTS), 5)
 
 
 def test_the_version_follows_the_note(tuned: Callable[[Embedder | None], EncoderConfig]) -> None:
@@ -182,7 +192,7 @@ def test_a_sentence_encoder_is_read_as_its_folder_says(
     tiny: EncoderConfig, tmp_path: Path, settings: dict[str, object], pooling: str
 ) -> None:
     config = sentence_encoder(tiny, tmp_path / "sentences", settings)
-    assert config.embedder() == Embedder(templates=dict.fromkeys(TEMPLATES, "{text}"), pooling=pooling, heads={})
+    assert config.embedder() == Embedder(templates=dict.fromkeys(TEMPLATES, "{text}"), pooling=pooling, heads={}, project=False)
 
 
 def test_a_pooling_that_is_not_known_has_to_be_overruled(tiny: EncoderConfig, tmp_path: Path) -> None:

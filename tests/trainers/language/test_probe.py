@@ -64,7 +64,7 @@ def tuned(workspace: Workspace, model: Path, hold_out: HoldOut = HELD) -> Encode
         lora=LoraConfig(rank=4, first_layer=1),
         tune=TuneConfig(steps=60, learning_rate=1e-3, learning_rates={"heads": 10.0}, warmup_steps=3),
     )
-    return EncoderConfig(model=contrast(workspace, config).model)
+    return EncoderConfig(model=contrast(workspace, config).model, project=True)
 
 
 def test_what_is_asked(street: Street) -> None:
@@ -163,7 +163,9 @@ def test_candidates_are_what_was_tuned_here(tmp_path: Path) -> None:
         held = {"pairs": {"clicks": {"hold_out": {"pois": 0.3}}}}
         cut = datetime(2026, 3, 3, tzinfo=UTC)
         Provenance(stage=stage, base="b", available_at=cut, config=held).write(model)  # type: ignore[arg-type]
-    assert [c.name for c in candidates(workspace)] == [*untuned, "stage 1, one word", "stage 2, special token"]
+    tuned = ["stage 1, one word", "stage 2, special token", "stage 2, special token, projected"]
+    assert [c.name for c in candidates(workspace)] == [*untuned, *tuned]
+    assert [c.encoder.project for c in candidates(workspace)][-2:] == [False, True]
     assert hold_out_of(workspace) == HoldOut(pois=0.3)
 
 
