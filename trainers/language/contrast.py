@@ -1,7 +1,8 @@
 """Stage 2: a language model becomes a text embedder, by telling texts that belong together from those that do not.
 
 What it ends in is an ordinary model folder with projector heads beside the weights and a note that says how texts are
-read: templates, pooling, the head of each vector space and whether its vectors are wanted. `embed` then needs no option but the folder's name.
+read: templates, pooling, the head of each vector space and whether its vectors are wanted. `embed` then needs no option
+but the folder's name.
 """
 
 from __future__ import annotations

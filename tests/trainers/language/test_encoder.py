@@ -192,7 +192,9 @@ def test_a_sentence_encoder_is_read_as_its_folder_says(
     tiny: EncoderConfig, tmp_path: Path, settings: dict[str, object], pooling: str
 ) -> None:
     config = sentence_encoder(tiny, tmp_path / "sentences", settings)
-    assert config.embedder() == Embedder(templates=dict.fromkeys(TEMPLATES, "{text}"), pooling=pooling, heads={}, project=False)
+    assert config.embedder() == Embedder(
+        templates=dict.fromkeys(TEMPLATES, "{text}"), pooling=pooling, heads={}, project=False
+    )
 
 
 def test_a_pooling_that_is_not_known_has_to_be_overruled(tiny: EncoderConfig, tmp_path: Path) -> None:
