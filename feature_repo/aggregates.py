@@ -16,7 +16,7 @@ from pathlib import Path
 
 import duckdb
 
-from feature_repo import columns
+from feature_repo import columns, like_minded
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
 
@@ -29,7 +29,7 @@ def table_of(owner: str) -> str:
 
 
 def build(workspace: Workspace, progress: Callable[[str], None] = lambda table: None) -> list[Path]:
-    """Write the statistics tables that the schema keeps, and `user_state`, beside the source tables."""
+    """Write the statistics that the schema keeps, and `user_state`, beside the source tables."""
     schema = Schema.load(workspace.schema)
     written = []
     with duckdb.connect() as db:
@@ -39,6 +39,10 @@ def build(workspace: Workspace, progress: Callable[[str], None] = lambda table: 
             progress(table_of(owner))
             query = counts_sql(owner, columns.STATISTICS[owner], schema.window_days)
             written.append(_write(db, query, workspace.source(table_of(owner))))
+        if schema.like_minded:
+            progress(like_minded.TABLE)
+            query = like_minded.create(db, max(schema.window_days))
+            written.append(_write(db, query, workspace.source(like_minded.TABLE)))
         progress(USER_STATE)
         written.append(_write(db, state_sql(), workspace.source(USER_STATE)))
     return written

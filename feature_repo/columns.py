@@ -75,6 +75,8 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "user_specialty": (USER_ID, SPECIALTY_KEY),
     "user_poi_daypart": (USER_ID, POI_ID, DAYPART_KEY),
 }
+# How strongly people who go to the same places speak for a POI (`feature_repo.like_minded`).
+LIKE_MINDED = "like_minded_score"
 USUAL_STATISTICS = ("user", "poi", "scenario", "user_poi", "user_category", "poi_daypart")
 
 # Knowledge: one vector space per kind of text; a pull carries the row of a matrix, not the vector.

@@ -11,6 +11,7 @@ from feature_repo.scenarios import scenario_stats
 from feature_repo.services import larr, ple, ple_scene_ids
 from feature_repo.users import (
     user_category_stats,
+    user_like_minded,
     user_poi_daypart_stats,
     user_poi_stats,
     user_profile,
@@ -40,6 +41,7 @@ __all__ = [
     "specialty",
     "user",
     "user_category_stats",
+    "user_like_minded",
     "user_poi_daypart_stats",
     "user_poi_stats",
     "user_profile",

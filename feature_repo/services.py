@@ -18,6 +18,7 @@ _BEHAVIOUR = [
     users.user_category_stats,
     users.user_specialty_stats,
     users.user_poi_daypart_stats,
+    users.user_like_minded,
     pois.poi_profile,
     pois.poi_stats,
     pois.poi_daypart_stats,

@@ -3,9 +3,9 @@
 from datetime import timedelta
 
 from feast import FeatureView, Field
-from feast.types import Array, Int64, String
+from feast.types import Array, Float64, Int64, String
 
-from feature_repo import columns, entities, sources
+from feature_repo import columns, entities, like_minded, sources
 from feature_repo.aggregates import USER_STATE
 from feature_repo.behaviour import kept_statistics_view, statistics_view
 
@@ -45,4 +45,16 @@ user_poi_daypart_stats = kept_statistics_view(
     "user_poi_daypart",
     [entities.user, entities.poi, entities.daypart],
     "The same, with this POI in this part of the day.",
+)
+user_like_minded = (
+    FeatureView(
+        name=like_minded.TABLE,
+        entities=[entities.user, entities.poi],
+        ttl=like_minded.WEEK,
+        schema=[Field(name=columns.LIKE_MINDED, dtype=Float64)],
+        source=sources.table(like_minded.TABLE),
+        description="How strongly people who go to the same places speak for this POI; new every Monday.",
+    )
+    if sources.SCHEMA.like_minded
+    else None
 )

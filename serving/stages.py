@@ -67,7 +67,9 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     """Raw log -> source tables and behaviour statistics. Returns whether anything was done."""
     from feature_repo import aggregates
 
-    made_by = _code("feature_repo/datasets", "feature_repo/scenes.py", "feature_repo/aggregates.py")
+    made_by = _code(
+        "feature_repo/datasets", "feature_repo/scenes.py", "feature_repo/aggregates.py", "feature_repo/like_minded.py"
+    )
     stamp = Stamp.of(workspace, "data", config=repr(choice.config), files=_files(choice.files), code=made_by)
     if stamp.fresh:
         return False
@@ -75,7 +77,7 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     dataset = choice.load(report)
     _forget_online(workspace)
     dataset.write(workspace.sources)
-    tables = len(dataset.schema.statistics) + 1
+    tables = len(dataset.schema.statistics) + dataset.schema.like_minded + 1
     done = iter(range(tables))
     aggregates.build(workspace, lambda table: report("behaviour statistics", next(done), tables))
     report("behaviour statistics", tables, tables)

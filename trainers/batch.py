@@ -34,6 +34,8 @@ class Batch:
     scene_row_US: Tensor  # int64 rows of the scene matrix
     click_B: Tensor | None = None  # float32 0/1
     order_B: Tensor | None = None  # float32 0/1, unconditional: click and order
+    request_B: Tensor | None = None  # int64, rows of one request have the same number
+    log_q_B: Tensor | None = None  # float32, log of the probability with which a row came into its request's list
 
     def __len__(self) -> int:
         return len(self.categorical_BF)
@@ -59,7 +61,7 @@ class Batch:
         Raises KeyError for a column that the encoding needs and the table lacks.
         """
         categorical = [encoding.vocabularies[name].ids(table[name]) for name in encoding.categorical_columns]
-        numbers = derive_numbers(table, encoding.timezone, encoding.rates)
+        numbers = derive_numbers(table, encoding.timezone, encoding.rates, encoding.near_km)
         numeric = [scaler.scale(numbers[name]) for name, scaler in encoding.scalers.items()]
         recent_poi, recent_age = _recent(table, encoding)
         scene_of_row, scene_id, scene_row = _scenes(table, encoding)
@@ -76,7 +78,19 @@ class Batch:
             scene_row_US=torch.from_numpy(scene_row),
             click_B=None if labels[0] is None else torch.from_numpy(labels[0]),
             order_B=None if labels[1] is None else torch.from_numpy(labels[1]),
+            **_lists(table),
         )
+
+
+def _lists(table: pa.Table) -> dict[str, Tensor]:
+    """Which rows are one request's, and log q of each (0 where nothing is said), where the table has requests."""
+    if columns.REQUEST_ID not in table.column_names:
+        return {}
+    request = table[columns.REQUEST_ID].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    q = np.ones(len(table))
+    if columns.PROPENSITY in table.column_names:
+        q = pc.fill_null(table[columns.PROPENSITY].cast(pa.float64()), 1.0).to_numpy()
+    return {"request_B": torch.from_numpy(request), "log_q_B": torch.from_numpy(np.log(q).astype(np.float32))}
 
 
 def _recent(table: pa.Table, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from feature_repo.datasets.schema import Schema
 from trainers.batch import Batch
@@ -39,9 +40,13 @@ class InMemory:
 
     Rows of one scene stay together, so that a scene is encoded about once an epoch instead of once a row; scenes come
     in random order, and so do the rows of each.
+
+    Args:
+        lists: rows of one request stay together instead, and no batch ends within a request.
     """
 
     whole: Batch
+    lists: bool = False
 
     def steps(self, size: int) -> int:
         return math.ceil(len(self.whole) / size)
@@ -51,10 +56,35 @@ class InMemory:
 
     def epoch(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
         order = torch.randperm(len(self.whole), generator=generator)
-        place = torch.randperm(len(self.whole.scene_id_US), generator=generator)
-        order = order[torch.argsort(place[self.whole.scene_of_row_B[order]], stable=True)]
-        for start in range(0, len(order), size):
-            yield self.whole.rows(order[start : start + size])
+        group_B = self._groups()
+        place = torch.randperm(int(group_B.max()) + 1 if len(group_B) else 0, generator=generator)
+        order = order[torch.argsort(place[group_B[order]], stable=True)]
+        for rows in whole_lists(order, group_B, size) if self.lists else pieces(order, size):
+            yield self.whole.rows(rows)
+
+    def _groups(self) -> Tensor:
+        if not self.lists:
+            return self.whole.scene_of_row_B
+        if self.whole.request_B is None:
+            raise ValueError("lists need to know which rows are one request's; this table names no requests")
+        return self.whole.request_B
+
+
+def pieces(order: Tensor, size: int) -> Iterator[Tensor]:
+    """Ordered rows, `size` at a time; none of none."""
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def whole_lists(order: Tensor, group_B: Tensor, size: int) -> Iterator[Tensor]:
+    """Cut ordered rows where a group ends: at most `size` rows a piece, unless one group alone is larger."""
+    changes = torch.nonzero(torch.diff(group_B[order])).flatten() + 1
+    ends = torch.cat([changes, torch.tensor([len(order)])])
+    start = 0
+    while start < len(order):
+        fitting = ends[(ends > start) & (ends <= start + size)]
+        end = int(fitting[-1] if len(fitting) else ends[ends > start][0])
+        yield order[start:end]
+        start = end
 
 
 @dataclass(frozen=True)
@@ -64,11 +94,13 @@ class Streamed:
     Args:
         files: parts of a pull. Rows of one file that lie together should not all be alike in their labels: the buffer
             mixes no further than `buffer_rows`.
+        lists: as in `InMemory`; the rows of a request that lie in two buffers are two lists.
     """
 
     files: tuple[Path, ...]
     encoding: Encoding
     buffer_rows: int = 500_000
+    lists: bool = False
 
     def steps(self, size: int) -> int:
         return math.ceil(sum(pq.read_metadata(path).num_rows for path in self.files) / size)
@@ -79,7 +111,7 @@ class Streamed:
     def epoch(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
         order = torch.randperm(len(self.files), generator=generator)
         for buffer in self._buffers([self.files[int(at)] for at in order]):
-            yield from InMemory(buffer).epoch(size, generator)
+            yield from InMemory(buffer, lists=self.lists).epoch(size, generator)
 
     def _buffers(self, files: Sequence[Path]) -> Iterator[Batch]:
         waiting: list[pa.RecordBatch] = []

@@ -23,6 +23,7 @@ from feature_repo.scenes import EVENT_TIME_US, features_of
 UNKNOWN = 0  # the id of a value that is missing or was not seen in training
 # The numbers made of one owner's counts in one window.
 COUNT_NUMBERS = ("log_impressions", "log_clicks", "click_rate", "order_rate")
+LIKE_MINDED_UNIT = 0.02  # scores well below are alike
 RATE_PRIOR_COUNT = 20.0  # a rate from few events is drawn towards the overall rate with this weight
 
 
@@ -82,6 +83,7 @@ class Encoding:
         scene_features: scene slots, in tensor order.
         text_spaces: knowledge spaces of the impression itself (POI, user, scenario), in tensor order.
         rates: overall click rate and order-given-click rate of the fitted part, the prior of smoothed rates.
+        near_km: the unit of distances, as `Schema.near_km`.
     """
 
     timezone: str
@@ -92,6 +94,7 @@ class Encoding:
     vocabularies: Mapping[str, Vocabulary] = field(repr=False)
     scalers: Mapping[str, Scaler] = field(repr=False)
     rates: tuple[float, float]
+    near_km: float = 1.0
 
     @property
     def categorical_columns(self) -> tuple[str, ...]:
@@ -110,7 +113,7 @@ class Encoding:
         clicks, orders = (pc.sum(table[label]).as_py() or 0 for label in columns.LABELS)
         rates = ((clicks + 1) / (len(table) + 2), (orders + 1) / (clicks + 2))
         spaces = tuple(s for s in columns.KNOWLEDGE if columns.knowledge(s, columns.ROW) in table.column_names)
-        numbers = derive_numbers(table, schema.timezone, rates)
+        numbers = derive_numbers(table, schema.timezone, rates, schema.near_km)
         return Encoding(
             timezone=schema.timezone,
             user_columns=user_columns,
@@ -120,6 +123,7 @@ class Encoding:
             vocabularies={name: Vocabulary.fit(table[name]) for name in names},
             scalers={name: Scaler.fit(values) for name, values in numbers.items()},
             rates=rates,
+            near_km=schema.near_km,
         )
 
     def to_json(self) -> str:
@@ -133,6 +137,7 @@ class Encoding:
                 "vocabularies": {name: v.values for name, v in self.vocabularies.items()},
                 "scalers": {name: [s.mean, s.std] for name, s in self.scalers.items()},
                 "rates": self.rates,
+                "near_km": self.near_km,
             },
             ensure_ascii=False,
         )
@@ -149,10 +154,13 @@ class Encoding:
             vocabularies={name: Vocabulary(tuple(values)) for name, values in raw["vocabularies"].items()},
             scalers={name: Scaler(*pair) for name, pair in raw["scalers"].items()},
             rates=(raw["rates"][0], raw["rates"][1]),
+            near_km=raw.get("near_km", 1.0),
         )
 
 
-def derive_numbers(table: pa.Table, timezone: str, rates: tuple[float, float]) -> dict[str, np.ndarray]:
+def derive_numbers(
+    table: pa.Table, timezone: str, rates: tuple[float, float], near_km: float = 1.0
+) -> dict[str, np.ndarray]:
     """Every number that a ranker reads, float64 (n,) each, NaN where unknown: log counts, smoothed rates, distance,
     openness, hours since the user's last click and order, and how recently this POI was clicked."""
     numbers: dict[str, np.ndarray] = {}
@@ -164,11 +172,14 @@ def derive_numbers(table: pa.Table, timezone: str, rates: tuple[float, float]) -
         numbers[f"{owner}_click_rate_{days}d"] = _smoothed(clicked, shown, rates[0])
         numbers[f"{owner}_order_rate_{days}d"] = _smoothed(ordered, clicked, rates[1])
     places = (columns.LATITUDE, columns.LONGITUDE, columns.POI_LATITUDE, columns.POI_LONGITUDE)
-    numbers["log_distance_km"] = np.log1p(geo.distance_km(*(_number(table, name) for name in places)))
+    numbers["log_distance_km"] = np.log1p(geo.distance_km(*(_number(table, name) for name in places)) / near_km)
     times_us = table[EVENT_TIME_US].to_numpy()
     numbers["open_now"] = hours.is_open(table[columns.OPEN_HOURS].to_pylist(), hours.hour_of_week(times_us, timezone))
     numbers["log_hours_since_order"] = log_hours(times_us - _number(table, columns.LAST_ORDER_TIME))
     numbers["log_hours_since_poi"] = _log_hours_since_poi(table, times_us)
+    if columns.LIKE_MINDED in table.column_names:
+        score = np.nan_to_num(_number(table, columns.LIKE_MINDED), nan=0.0)
+        numbers["log_like_minded"] = np.log1p(score / LIKE_MINDED_UNIT)
     return numbers
 
 

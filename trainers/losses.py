@@ -16,6 +16,8 @@ from torch.nn import functional
 from trainers.batch import Batch
 from trainers.models.ranker import Scores
 
+NORMALISER = 0.01  # weight of (log Z)^2 in `list_softmax`
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -35,6 +37,8 @@ class LossConfig:
         both_directions: average scene -> collaborative and collaborative -> scene.
         aligned_rows: which rows are pairs. "clicked": a scene is drawn to what was wanted in it; an impression without
             a click says no such thing. "all": every row, the literal reading of the paper's abstract.
+        lists: the click is one choice out of its request's rows (`list_softmax`), not a matter of each row alone. For
+            logs whose other rows were drawn beside a choice; there is no order then.
     """
 
     click: float = 1.0
@@ -43,10 +47,15 @@ class LossConfig:
     temperature: float = 0.1
     both_directions: bool = True
     aligned_rows: Literal["clicked", "all"] = "clicked"
+    lists: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(f"the temperature must be positive, got {self.temperature}")
+        if self.lists and self.order:
+            raise ValueError(
+                "a choice out of a list has no probability of its own that an order could build on: order=0"
+            )
 
 
 def click_order_bce(
@@ -68,6 +77,29 @@ def click_order_bce(
         functional.logsigmoid(click_logit_B) + functional.logsigmoid(-conversion_logit_B),
     )
     return click, -(order_B * log_p_B + (1 - order_B) * log_not_p_B).mean()
+
+
+def list_softmax(click_logit_B: Tensor, click_B: Tensor, request_B: Tensor, log_q_B: Tensor) -> Tensor:
+    """Cross-entropy of the clicked row among its request's rows, mean over clicks, corrected for how rows were drawn.
+
+        L = - mean_clicked ( z - log q - log Z ),  Z = sum over the request's rows of e^{z - log q}
+
+    A row drawn with probability q stands for 1 / q rows (log-q correction, Yi et al. 2019), so z alone orders any list.
+    A little of (log Z)^2 is added: it keeps Z near 1, so that e^z is the share of choices itself.
+
+    Args:
+        request_B: int64, rows of one request have the same number; requests without a click teach nothing.
+        log_q_B: log of the probability with which a row was drawn into its list.
+    """
+    _, list_B = torch.unique(request_B, return_inverse=True)
+    lists = int(list_B.max()) + 1
+    corrected_B = click_logit_B - log_q_B
+    high_L = corrected_B.detach().new_full((lists,), -torch.inf).scatter_reduce(0, list_B, corrected_B.detach(), "amax")
+    total_L = torch.zeros_like(high_L).index_add(0, list_B, torch.exp(corrected_B - high_L[list_B]))
+    log_total_L = torch.log(total_L) + high_L
+    clicks = click_B.sum().clamp_min(1.0)
+    choice = -((corrected_B - log_total_L[list_B]) * click_B).sum() / clicks
+    return choice + NORMALISER * (log_total_L[list_B].square() * click_B).sum() / clicks
 
 
 def info_nce(
@@ -121,6 +153,8 @@ def ranking_loss(scores: Scores, batch: Batch, config: LossConfig) -> Losses:
     click, order = click_order_bce(
         scores.click_logit_B, scores.conversion_logit_B, batch.click_B, batch.order_B, direct=scores.direct
     )
+    if config.lists:
+        click = _list_loss(scores.click_logit_B, batch)
     parts = {"click": click, "order": order}
     total = config.click * click + config.order * order
     if scores.aligned is not None and config.alignment:
@@ -136,3 +170,11 @@ def ranking_loss(scores: Scores, batch: Batch, config: LossConfig) -> Losses:
         )
         total = total + config.alignment * parts["alignment"]
     return Losses(total, {name: part.detach() for name, part in parts.items()})
+
+
+def _list_loss(click_logit_B: Tensor, batch: Batch) -> Tensor:
+    if batch.request_B is None or batch.log_q_B is None or batch.click_B is None:
+        raise ValueError(
+            "lists need a batch that knows its requests; this one was built from a table without request ids"
+        )
+    return list_softmax(click_logit_B, batch.click_B, batch.request_B, batch.log_q_B)

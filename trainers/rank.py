@@ -24,7 +24,7 @@ from feature_repo import columns
 from feature_repo.datasets.schema import Schema
 from feature_repo.scenes import features_of
 from trainers.batch import Batch
-from trainers.batches import Batches, InMemory, Streamed, fit_encoding
+from trainers.batches import Batches, InMemory, Streamed, fit_encoding, whole_lists
 from trainers.bundle import Bundle, Manifest, build_ranker, spaces_of
 from trainers.encoding import Encoding
 from trainers.knowledge import VectorMatrix
@@ -92,7 +92,7 @@ def train(
         TrainingError: training broke down.
     """
     _check_order(parts)
-    encoding, source = _source(parts.train, schema)
+    encoding, source = _source(parts.train, schema, lists=recipe.loss.lists)
     used = {space: matrices[space] for space in spaces_of(recipe.model) if space in matrices}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -102,7 +102,10 @@ def train(
     valid_outcomes = outcomes(parts.valid)
 
     def measure() -> dict[str, float]:
-        return _measures(evaluate(*probabilities(ranker, valid), valid_outcomes))
+        measures = _measures(evaluate(*probabilities(ranker, valid), valid_outcomes))
+        if recipe.loss.lists:
+            measures["log_likelihood"] = -_loss_of(ranker, valid, recipe)
+        return measures
 
     history = fit(
         ranker,
@@ -141,6 +144,21 @@ def probabilities(ranker: Ranker, batch: Batch) -> tuple[np.ndarray, np.ndarray]
     return click, order
 
 
+def _loss_of(ranker: Ranker, batch: Batch, recipe: Recipe) -> float:
+    """The click's loss on a whole part, its requests taken together."""
+    assert batch.request_B is not None
+    order = torch.argsort(batch.request_B, stable=True)
+    total, clicks = 0.0, 0.0
+    with torch.inference_mode():
+        for piece in whole_lists(order, batch.request_B, CHUNK_ROWS):
+            part = batch.rows(piece)
+            assert part.click_B is not None
+            here = float(part.click_B.sum())
+            total += here * float(ranking_loss(ranker(part), part, recipe.loss).parts["click"])
+            clicks += here
+    return total / max(clicks, 1.0)
+
+
 def outcomes(table: pa.Table, oracle: pa.Table | None = None) -> Outcomes:
     """What metrics need of a part. Raises ValueError for a row that the oracle does not know."""
     true: dict[str, np.ndarray] = {}
@@ -159,12 +177,12 @@ def outcomes(table: pa.Table, oracle: pa.Table | None = None) -> Outcomes:
     )
 
 
-def _source(train: pa.Table | Sequence[Path], schema: Schema) -> tuple[Encoding, Batches]:
+def _source(train: pa.Table | Sequence[Path], schema: Schema, lists: bool) -> tuple[Encoding, Batches]:
     if isinstance(train, pa.Table):
         encoding = Encoding.fit(train, schema)
-        return encoding, InMemory(Batch.from_arrow(train, encoding))
+        return encoding, InMemory(Batch.from_arrow(train, encoding), lists=lists)
     encoding = fit_encoding(train, schema)
-    return encoding, Streamed(tuple(train), encoding)
+    return encoding, Streamed(tuple(train), encoding, lists=lists)
 
 
 def _check_order(parts: Parts) -> None:

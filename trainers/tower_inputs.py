@@ -144,7 +144,7 @@ def with_nulls(table: pa.Table, ids: Iterable[str], kept: Iterable[tuple[str, in
     places = (columns.LATITUDE, columns.LONGITUDE, columns.POI_LATITUDE, columns.POI_LONGITUDE)
     types: Mapping[str, pa.DataType] = {
         **dict.fromkeys((*ids, columns.OPEN_HOURS), pa.string()),
-        **dict.fromkeys((*counts, *places, columns.LAST_ORDER_TIME), pa.float64()),
+        **dict.fromkeys((*counts, *places, columns.LAST_ORDER_TIME, columns.LIKE_MINDED), pa.float64()),
         columns.RECENT_POIS: pa.list_(pa.string()),
         columns.RECENT_TIMES: pa.list_(pa.int64()),
     }

@@ -2,6 +2,7 @@
 
 python -m benchmarks.experiments core     main, aggregation, alignment, stages, no semantics: 5 seeds
 python -m benchmarks.experiments all      these and the others
+python -m benchmarks.experiments logs     KuaiRand and Foursquare, of which `SCENERANK_DATA` says where they are
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from benchmarks.experiments import (
     larr_aggregation,
     larr_alignment,
     larr_cold_start,
+    larr_foursquare,
     larr_growth,
+    larr_kuairand,
     larr_language_model,
     larr_main,
     larr_new_words,
@@ -21,14 +24,17 @@ from benchmarks.experiments import (
     larr_scene_features,
     larr_stages,
 )
-from benchmarks.experiments.run import main
+from benchmarks.experiments.run import arguments, main
 
 CORE = (larr_main, larr_aggregation, larr_alignment, larr_stages, larr_no_semantics)
 OTHERS = (larr_cold_start, larr_new_words, larr_pairs, larr_language_model, larr_scene_features, larr_growth)
-SETS = {"core": CORE, "all": (*CORE, *OTHERS)}
+SETS = {"core": CORE, "all": (*CORE, *OTHERS), "logs": (larr_kuairand,)}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in SETS:
-        sys.exit(f"say which set of experiments: {' or '.join(SETS)}")
+        sys.exit(f"say which set of experiments: {', '.join(SETS)}")
     chosen = sys.argv.pop(1)
-    main(*(module.experiment for module in SETS[chosen]), command=f"python -m {__package__} {chosen}")
+    command = f"python -m {__package__} {chosen}"
+    main(*(module.experiment for module in SETS[chosen]), command=command)
+    if chosen == "logs":
+        larr_foursquare.main(*arguments(None, command))  # its cells are of another kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 
@@ -59,6 +60,13 @@ class Cost:
     alignment: float | None
 
 
+class Costly(Protocol):
+    """A result with what `Cost` is the mean of."""
+
+    @property
+    def alignment(self) -> float | None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Findings:
     """All that an experiment says."""
@@ -85,7 +93,7 @@ def analyse(experiment: Experiment, store: Store) -> Findings:
                 ours, reference = ([value(r, at, metric) for r in results[arm]] for arm in (c.ours, c.reference))
                 if None not in (*ours, *reference):
                     differences.append(_difference(experiment, store, c, (at, metric), (ours, reference)))  # type: ignore[arg-type]
-    costs = tuple(_cost(arm, results[arm]) for arm in experiment.arms)
+    costs = tuple(cost(arm, results[arm]) for arm in experiment.arms)
     facts = experiment.facts(store.places) if experiment.facts else {}
     return Findings(rows=tuple(rows), differences=tuple(differences), costs=costs, facts=facts)
 
@@ -147,7 +155,8 @@ def _difference(
     )
 
 
-def _cost(arm: str, results: Sequence[Result]) -> Cost:
+def cost(arm: str, results: Sequence[Costly]) -> Cost:
+    """Means over the results of an arm, which have all fields of `Cost`."""
     means = {
         f.name: [getattr(r, f.name) for r in results] for f in fields(Cost) if f.name not in ("model", "alignment")
     }

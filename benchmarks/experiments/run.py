@@ -49,8 +49,13 @@ def main(*makes: Make, command: str | None = None) -> None:
     Args:
         command: what tables call this run; by default the module of the one experiment.
     """
-    module = sys.modules[makes[0].__module__]
-    parser = argparse.ArgumentParser(description=module.__doc__ if command is None else None)
+    scale, options = arguments(sys.modules[makes[0].__module__].__doc__, command)
+    run([make(scale) for make in makes], options)
+
+
+def arguments(about: str | None, command: str | None) -> tuple[Scale, Options]:
+    """What stands on the command line; `about` is told by `--help` where one experiment is run alone."""
+    parser = argparse.ArgumentParser(description=about if command is None else None)
     parser.add_argument("--quick", action="store_true", help="a rehearsal on a tiny city; leaves no results")
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds, for development; leaves no results")
     parser.add_argument("--language-model", type=Path, help="a folder in LARR's model's place; leaves no results")
@@ -64,8 +69,7 @@ def main(*makes: Make, command: str | None = None) -> None:
         command=" ".join([command, *sys.argv[1:]]),
     )
     folder = given.language_model and str(given.language_model.resolve())
-    scale = Scale(quick=given.quick, language_model=folder)
-    run([make(scale) for make in makes], options)
+    return Scale(quick=given.quick, language_model=folder), options
 
 
 def run(experiments: Sequence[Experiment], options: Options) -> None:
@@ -89,7 +93,7 @@ def run(experiments: Sequence[Experiment], options: Options) -> None:
     prepare([cell.world for cell in again], options)
     pool.each(partial(resample, places=places), again, "resamples", workers=options.workers, console=console)
     for e in experiments:
-        text = done.get(e.name) or tables.write(e, analyse(e, store), _about(e, options), places)
+        text = done.get(e.name) or tables.write(e, analyse(e, store), about(e, options), places)
         console.print(Markdown(tables.brief(text)))
         console.print(f"[green]✓[/] {places.results / e.name}.md, .json, .png\n", highlight=False)
 
@@ -154,7 +158,7 @@ def _cells(experiments: Sequence[Experiment]) -> list[Cell]:
     return once(cell for e in experiments for cells in e.cells.values() for cell in cells)
 
 
-def _about(experiment: Experiment, options: Options) -> tables.About:
+def about(experiment: Experiment, options: Options) -> tables.About:
     return tables.About(
         command=options.command,
         question=experiment.question,

@@ -24,6 +24,8 @@ NAMES = {
     "ctcvr_log_loss": "CTCVR log loss",
     "ctr_ece": "CTR ECE",
     "ctcvr_ece": "CTCVR ECE",
+    "hr": "HR@10",
+    "ndcg": "NDCG@10",
 }
 SLICE = "## Slice: "  # what a slice's heading begins with
 VERDICTS = {"above": "better", "below": "worse", "equivalent": "equivalent", "undecided": "undecided"}

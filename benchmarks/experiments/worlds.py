@@ -96,19 +96,7 @@ class Prepared:
 
     def matrix(self, space: str, vectors: Vectors, places: Places) -> VectorMatrix:
         """One vector space with these vectors in place of none."""
-        rows, texts = texts_of_rows(self.workspace, space)
-        made = vectors.of(space, texts, places)
-        matrix = np.zeros((int(rows.max()) + 1, made.shape[1]), dtype=np.float32)
-        matrix[rows] = made
-        known = load_matrix(self.workspace.knowledge / f"{space}.parquet")
-        return VectorMatrix(
-            space=space,
-            version=plain_hash(vectors)[:12],
-            matrix=matrix,
-            keys=known.keys,
-            rows=known.rows,
-            available_at=known.available_at,
-        )
+        return matrix_of(self.workspace, space, vectors, places)
 
 
 def plain_hash(value: object) -> str:
@@ -127,7 +115,7 @@ def folder(world: World, places: Places) -> Path:
 
 def is_prepared(world: World, places: Places) -> bool:
     path = folder(world, places) / NOTE
-    return path.is_file() and json.loads(path.read_text())["made_by"] == _made_by()
+    return path.is_file() and json.loads(path.read_text())["made_by"] == made_by()
 
 
 def note_of(world: World, places: Places) -> Note:
@@ -155,7 +143,7 @@ def prepare(world: World, places: Places, report: Progress = lambda what, done, 
     models = ("ple", "ple_scene_ids", "larr")
     features = {model: services.feature_references(getattr(services, model)) for model in models}
     note = Note(
-        made_by=_made_by(),
+        made_by=made_by(),
         pulled=str(pulled.relative_to(workspace.root)),
         features=features,
         seconds=seconds,
@@ -209,6 +197,23 @@ def texts_of_rows(workspace: Workspace, space: str) -> tuple[np.ndarray, list[st
     return table[row].to_numpy(), table[text].to_pylist()
 
 
+def matrix_of(workspace: Workspace, space: str, vectors: Vectors, places: Places) -> VectorMatrix:
+    """The matrix of one vector space of a prepared workspace, with these vectors in place of none."""
+    rows, texts = texts_of_rows(workspace, space)
+    made = vectors.of(space, texts, places)
+    matrix = np.zeros((int(rows.max()) + 1, made.shape[1]), dtype=np.float32)
+    matrix[rows] = made
+    known = load_matrix(workspace.knowledge / f"{space}.parquet")
+    return VectorMatrix(
+        space=space,
+        version=plain_hash(vectors)[:12],
+        matrix=matrix,
+        keys=known.keys,
+        rows=known.rows,
+        available_at=known.available_at,
+    )
+
+
 def load(world: World, places: Places) -> Prepared:
     """A prepared world. Raises FileNotFoundError for one that is not."""
     return _load(folder(world, places))
@@ -228,11 +233,11 @@ def _load(root: Path) -> Prepared:
     return Prepared(workspace, schema, note, **parts, oracle=pq.read_table(oracle) if oracle.is_file() else None)
 
 
-@lru_cache(maxsize=1)
-def _made_by() -> str:
-    """A hash over the code and tables that prepare worlds."""
+@lru_cache
+def made_by(*others: str) -> str:
+    """A hash over the code and tables that prepare worlds, and over other files that some worlds need."""
     digest = hashlib.sha256()
-    for place in MADE_BY:
+    for place in (*MADE_BY, *others):
         root = REPOSITORY / place
         files = [root] if root.is_file() else sorted(f for f in root.rglob("*") if f.suffix in (".py", ".csv"))
         for file in files:

@@ -100,9 +100,11 @@ def load(config: FoursquareConfig) -> Dataset:
         split=config.split or splits.by_months(first, last, TIMEZONE),
         poi_attributes=("locality",),
         request_fields=REQUEST_FIELDS,
-        # People return to a place for months, each at its own time of the day.
-        statistics=(*columns.USUAL_STATISTICS, "user_specialty", "user_poi_daypart"),
+        # People return to a place for months, each at its own time of the day, and try what their like try.
+        statistics=tuple(columns.STATISTICS),
         window_days=(*columns.WINDOW_DAYS, 365),
+        like_minded=True,
+        near_km=0.1,  # a block or two
         notes=NOTES,
     )
     venues = checkins.unique("venue_id", keep="first", maintain_order=True).sort("venue_id")

@@ -71,6 +71,8 @@ def load(config: MappingConfig) -> Dataset:
         scene_fields=tuple(rule.field for rule in mapping.scene if not rule.numeric),
         statistics=tuple(dict.fromkeys((*columns.USUAL_STATISTICS, *mapping.statistics))),
         window_days=mapping.window_days,
+        like_minded=mapping.like_minded,
+        near_km=mapping.near_km,
         notes=f"Mapped from {log.file.name} by {config.file.name}.",
     )
     impressions = _impressions(mapping, log, times).with_columns([values for _, values in scene])

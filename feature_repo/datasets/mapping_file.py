@@ -210,6 +210,8 @@ class Mapping:
     split: SplitRule = SplitRule(fractions=(0.4, 0.4, 0.1, 0.1))
     statistics: tuple[str, ...] = ()
     window_days: tuple[int, ...] = WINDOW_DAYS
+    like_minded: bool = False
+    near_km: float = 1.0
 
     def __post_init__(self) -> None:
         try:

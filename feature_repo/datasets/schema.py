@@ -73,6 +73,8 @@ class Schema:
     # which people return for months remembers longer than a feed.
     statistics: tuple[str, ...] = columns.USUAL_STATISTICS
     window_days: tuple[int, ...] = columns.WINDOW_DAYS
+    like_minded: bool = False  # whether what like-minded users go to is kept too
+    near_km: float = 1.0  # distances well below this one are alike: rankers read log(1 + distance / near_km)
     notes: str = ""
 
     def __post_init__(self) -> None:
@@ -95,6 +97,8 @@ class Schema:
             raise DataError(f"schema of {self.dataset}: the split must be in time order, got {s}")
 
     def _check_statistics(self) -> None:
+        if not self.near_km > 0:
+            raise DataError(f"schema of {self.dataset}: near_km must be positive, got {self.near_km}")
         if unknown := sorted(set(self.statistics) - columns.STATISTICS.keys()):
             raise DataError(
                 f"schema of {self.dataset}: no statistics {unknown}; there are {', '.join(columns.STATISTICS)}"
@@ -127,6 +131,8 @@ class Schema:
             # Absent where an older version wrote it, which kept just these.
             statistics=tuple(raw.get("statistics", columns.USUAL_STATISTICS)),
             window_days=tuple(raw.get("window_days", columns.WINDOW_DAYS)),
+            like_minded=raw.get("like_minded", False),
+            near_km=raw.get("near_km", 1.0),
             notes=raw["notes"],
         )
 

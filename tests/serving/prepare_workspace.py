@@ -44,7 +44,7 @@ def main(root: Path) -> None:
     workspace = activate(root)
     dataset = build(CITY)
     # All that a dataset can keep, so that all of it is compared online and offline.
-    schema = replace(dataset.schema, statistics=tuple(columns.STATISTICS), window_days=(7, 28, 365))
+    schema = replace(dataset.schema, statistics=tuple(columns.STATISTICS), window_days=(7, 28, 365), like_minded=True)
     dataset = replace(dataset, schema=schema)
     dataset.write(workspace.sources)
     aggregates.build(workspace)

@@ -29,7 +29,8 @@ def same(one: Batch, other: Batch) -> bool:
     for f in fields(Batch):
         if "_U" in f.name or f.name == "scene_of_row_B":
             continue
-        if not torch.equal(getattr(one, f.name), getattr(other, f.name)):
+        ours, theirs = getattr(one, f.name), getattr(other, f.name)
+        if ours is not theirs and not torch.equal(ours, theirs):
             return False
     return all(
         torch.equal(getattr(one, name)[one.scene_of_row_B], getattr(other, name)[other.scene_of_row_B])

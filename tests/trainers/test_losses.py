@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainers.losses import LossConfig, click_order_bce, info_nce
+from trainers.losses import NORMALISER, LossConfig, click_order_bce, info_nce, list_softmax
 
 
 def test_click_and_order_loss_by_hand() -> None:
@@ -107,3 +107,43 @@ def test_nothing_to_compare_costs_nothing(group: Tensor | None) -> None:
 def test_a_temperature_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="temperature must be positive"):
         LossConfig(temperature=0.0)
+
+
+def test_a_choice_out_of_a_list_by_hand() -> None:
+    """Rows of two requests, mixed; a row drawn with probability q counts 1 / q times."""
+    request = torch.tensor([7, 3, 7, 3, 7])
+    logit, click = torch.tensor([1.0, 0.5, 0.0, -1.0, 2.0]), torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0])
+    log_q = torch.log(torch.tensor([1.0, 1.0, 0.5, 0.1, 0.25]))
+    sums = [math.exp(1) + 2 * math.exp(0) + 4 * math.exp(2), math.exp(0.5) + 10 * math.exp(-1)]
+    shares = [math.exp(1) / sums[0], 10 * math.exp(-1) / sums[1]]
+    choice = -(math.log(shares[0]) + math.log(shares[1])) / 2
+    held = NORMALISER * (math.log(sums[0]) ** 2 + math.log(sums[1]) ** 2) / 2
+    assert float(list_softmax(logit, click, request, log_q)) == pytest.approx(choice + held, rel=1e-6)
+
+
+def test_lists_without_a_choice_teach_nothing() -> None:
+    logit = torch.tensor([3.0, 1.0, 0.0], requires_grad=True)
+    loss = list_softmax(logit, torch.zeros(3), torch.tensor([0, 0, 1]), torch.zeros(3))
+    loss.backward()
+    assert loss.item() == 0.0 and logit.grad is not None and not logit.grad.any()
+
+
+def test_what_was_drawn_seldom_counts_for_more_than_itself() -> None:
+    """Choices go half to venue A and half to one of 100 others alike, of which one is drawn: A is 100 times as good."""
+    logit = torch.zeros(2, requires_grad=True)
+    q = torch.tensor([1.0, 0.01])
+    optimizer = torch.optim.Adam([logit], lr=0.05)
+    rows = torch.tensor([0, 1, 0, 1])
+    for _ in range(800):
+        optimizer.zero_grad()
+        loss = list_softmax(
+            logit[rows], torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]), torch.log(q)[rows]
+        )
+        loss.backward()
+        optimizer.step()
+    assert (logit[0] - logit[1]).item() == pytest.approx(math.log(100), abs=0.05)
+
+
+def test_lists_leave_no_room_for_orders() -> None:
+    with pytest.raises(ValueError, match="order=0"):
+        LossConfig(lists=True)

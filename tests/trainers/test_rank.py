@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,31 @@ def test_who_sees_the_weather_learns_what_it_wants(training: Training, make: Cal
     with_scene = training(recipe_of(make))
     assert with_scene.report.click.auc is not None and with_scene.report.click.auc > 0.72  # the truth has about 0.76
     assert with_scene.report.order.auc is not None and with_scene.report.order.auc > 0.65
+
+
+def test_a_choice_out_of_a_list_is_learned_too(training: Training, parts: Parts) -> None:
+    """Requests of ten rows of which one, that suits the weather, is chosen: seen as lists, watched by likelihood."""
+
+    def chosen(table: pa.Table) -> pa.Table:
+        rows = np.arange(len(table))
+        first = [
+            rows[(rows // 10 == r) & (table[columns.CLICK].to_numpy() > 0)][:1] for r in range(len(table) // 10 + 1)
+        ]
+        click = np.isin(rows, np.concatenate(first)).astype(np.int8)
+        table = table.set_column(table.column_names.index(columns.CLICK), columns.CLICK, pa.array(click))
+        return table.append_column(columns.REQUEST_ID, pa.array([str(row // 10) for row in rows]))
+
+    lists = Parts(train=chosen(parts.train), valid=chosen(parts.valid), test=chosen(parts.test))
+    recipe = recipe_of(recipes.larr)
+    recipe = replace(
+        recipe,
+        loss=replace(recipe.loss, lists=True, order=0.0),
+        fit=replace(recipe.fit, watch="log_likelihood"),
+    )
+    trained = training(recipe, parts=lists)
+    kept = trained.history.epochs[trained.history.best]
+    assert kept.measures["log_likelihood"] > -math.log(10) + 0.4  # what guessing among ten gives, and more
+    assert kept.measures["log_likelihood"] == max(epoch.score for epoch in trained.history.epochs)
 
 
 def test_who_does_not_see_it_cannot(training: Training) -> None:

@@ -166,6 +166,8 @@ class FeatureEmbedding(nn.Module):
             text_spaces: knowledge spaces whose vectors are inputs, of those that the batches carry.
             text_width: of one projected text vector.
             unknown_rate: share of ids that training replaces by "unknown".
+            deviation: of the initial entries of ids; None: such that a vector has a length of about 1. Small where most
+                ids are rare, so that an id says nothing before it has learned something.
         """
 
         width: int = 16
@@ -173,6 +175,7 @@ class FeatureEmbedding(nn.Module):
         text_spaces: tuple[str, ...] = ()
         text_width: int = 32
         unknown_rate: float = 0.0
+        deviation: float | None = None
         dropout: float = 0.0
 
     def __init__(self, config: Config, sizes: InputSizes, matrices: Mapping[str, Tensor]) -> None:
@@ -185,7 +188,9 @@ class FeatureEmbedding(nn.Module):
             )
         self.sizes = sizes
         self.spaces = config.text_spaces
-        self.table = FusedEmbedding(sizes.cardinalities, config.width, unknown_rate=config.unknown_rate)
+        self.table = FusedEmbedding(
+            sizes.cardinalities, config.width, unknown_rate=config.unknown_rate, deviation=config.deviation
+        )
         self.recent = RecentPooling(config.width)
         self.texts = nn.ModuleList(FrozenVectors(matrices[space], config.text_width) for space in config.text_spaces)
         user_width = sizes.user_fields * config.width

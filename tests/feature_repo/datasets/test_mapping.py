@@ -147,9 +147,10 @@ def test_numeric_field_feeds_a_declared_feature(example: Path) -> None:
 
 def test_more_statistics_are_kept_where_the_file_says_so(example: Path) -> None:
     assert load(example).schema.statistics == columns.USUAL_STATISTICS
-    edit(example, "timezone:", "statistics: [user_poi_daypart]\nwindow_days: [7, 90]\ntimezone:")
+    edit(example, "timezone:", "statistics: [user_poi_daypart]\nlike_minded: true\nwindow_days: [7, 90]\ntimezone:")
     schema = load(example).schema
     assert schema.statistics == (*columns.USUAL_STATISTICS, "user_poi_daypart") and schema.window_days == (7, 90)
+    assert schema.like_minded
     edit(example, "user_poi_daypart", "user_mood")
     with pytest.raises(DataError, match="user_mood"):
         load(example)

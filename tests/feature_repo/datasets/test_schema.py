@@ -31,6 +31,7 @@ def schema() -> Schema:
         scene_fields=("weather",),
         statistics=(*columns.USUAL_STATISTICS, "user_specialty"),
         window_days=(1, 365),
+        like_minded=True,
     )
 
 
@@ -86,9 +87,10 @@ def test_write_and_read_back(tmp_path: Path) -> None:
 
 def test_a_schema_of_an_older_version_keeps_the_usual_statistics() -> None:
     raw = json.loads(json.dumps(asdict(schema()), default=datetime.isoformat))
-    del raw["statistics"], raw["window_days"]
+    del raw["statistics"], raw["window_days"], raw["like_minded"]
     read = Schema.from_json(json.dumps(raw))
     assert read.statistics == columns.USUAL_STATISTICS and read.window_days == columns.WINDOW_DAYS
+    assert not read.like_minded
 
 
 def set_to(table: str, column: str, row: int, value: object) -> Callable[[dict[str, dict[str, Column]]], None]:
