@@ -22,11 +22,26 @@ from trainers.batches import InMemory
 from trainers.loop import FitConfig, fit
 from trainers.losses import ranking_loss
 from trainers.metrics import auc
+from trainers.models.backbones import BackboneConfig
+from trainers.models.backbones.shared_bottom import SharedBottom
 from trainers.models.embedding import InputSizes
 from trainers.models.ranker import Ranker, Scores
 from trainers.recipes import Recipe
 
-RANKERS = (recipes.ple, recipes.ple_scene_ids, recipes.larr)
+
+def on(backbone: BackboneConfig) -> Recipes:
+    """The ranker without scene on another backbone, the same one at all sizes."""
+    return lambda size: replace(recipes.ple(size), model=replace(recipes.ple(size).model, backbone=backbone))
+
+
+Recipes = Callable[[recipes.Size], Recipe]
+BACKBONES: tuple[BackboneConfig, ...] = (SharedBottom.Config(bottom_widths=(16, 8), tower_widths=(8,)),)
+RANKERS = (
+    recipes.ple,
+    recipes.ple_scene_ids,
+    recipes.larr,
+    *(pytest.param(on(backbone), id=backbone.kind) for backbone in BACKBONES),
+)
 SIZES = InputSizes(
     cardinalities=(4, 21, 31, 6),  # scenario, user, POI, category; id 0 is unknown
     user_fields=2,
@@ -36,14 +51,13 @@ SIZES = InputSizes(
     scene_space="scene_text",
 )
 SCENE_ROWS = 40
+LAST_BIASES = ("heads.bias_G1O", "towers.heads.bias_SG1O")  # what every backbone ends in
 OFFSETS = (0, 5, 9)
 # Click logit by deciding value and category. Over all four values each category is worth the same, so that whoever does
 # not see the value can learn nothing.
 TASTE = torch.tensor(
     [[0.0, -3, -3, 3, 0, 3], [0, 3, -3, 0, 3, -3], [0, -3, 3, 0, -3, 3], [0, 3, 3, -3, 0, -3]],
 )
-
-Recipes = Callable[[recipes.Size], Recipe]
 
 
 def batch_of(rows: int, seed: int, taste: str = "scenario") -> Batch:
@@ -153,7 +167,9 @@ def test_evaluation_twice_gives_the_same(recipe: Recipes) -> None:
 def test_logits_come_out(recipe: Recipes) -> None:
     ranker, batch = ranker_of(recipe("tiny")), batch_of(50, seed=4)
     with torch.no_grad():
-        ranker.backbone.heads.bias_G1O.fill_(-30.0)  # below any probability, beyond any sigmoid
+        for name, parameter in ranker.backbone.named_parameters():
+            if name in LAST_BIASES:
+                parameter.fill_(-30.0)  # below any probability, beyond any sigmoid
         scores = ranker(batch)
     assert scores.click_logit_B.shape == scores.conversion_logit_B.shape == (50,)
     assert bool((scores.click_logit_B < -20).all()) and bool((scores.conversion_logit_B < -20).all())

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from trainers.batch import Batch
+from trainers.models.backbones import BackboneConfig, build_backbone
+from trainers.models.backbones.backbone import BackboneSizes
 from trainers.models.backbones.ple import Ple
 from trainers.models.embedding import FeatureEmbedding, InputSizes
 from trainers.models.larr import Aligned, SceneUse
@@ -63,7 +65,7 @@ class Ranker(nn.Module):
 
         features: FeatureEmbedding.Config = field(default_factory=FeatureEmbedding.Config)
         scene: SceneUse.Config | None = None
-        backbone: Ple.Config = field(default_factory=Ple.Config)
+        backbone: BackboneConfig = field(default_factory=Ple.Config)
         ctcvr: Literal["multiply", "direct"] = "multiply"
 
         @property
@@ -82,14 +84,12 @@ class Ranker(nn.Module):
         self.scene_space = sizes.scene_space
         self.features = FeatureEmbedding(config.features, sizes, matrices)
         self.scene = (
-            SceneUse(
-                config.scene, sizes, matrices.get(sizes.scene_space), self.features, config.backbone.expert_widths[-1]
-            )
+            SceneUse(config.scene, sizes, matrices.get(sizes.scene_space), self.features, config.backbone.hidden_width)
             if config.scene is not None
             else None
         )
         inputs = self.features.width + (self.scene.width if self.scene is not None else 0)
-        self.backbone = Ple(config.backbone, inputs, TASKS)
+        self.backbone = build_backbone(config.backbone, _backbone_sizes(config, sizes, inputs))
 
     def fit_vectors(self, batch: Batch) -> None:
         """Centre and scale frozen vectors by the rows that training reads; call once, before training."""
@@ -106,7 +106,7 @@ class Ranker(nn.Module):
     def forward(self, batch: Batch) -> Scores:
         features = self.features(batch)
         if self.scene is None:
-            logit_BT, _ = self.backbone(features.flat_BI)
+            logit_BT, _ = self.backbone(features)
             return self._scores(logit_BT, None)
         scene_BC = self.scene.scenes(batch)
         logit_BT, hidden_BH = self.backbone(self.scene.utilize(scene_BC, features))
@@ -115,3 +115,18 @@ class Ranker(nn.Module):
     def _scores(self, logit_BT: Tensor, aligned: Aligned | None) -> Scores:
         direct = self.config.ctcvr == "direct"
         return Scores(click_logit_B=logit_BT[:, 0], conversion_logit_B=logit_BT[:, 1], direct=direct, aligned=aligned)
+
+
+def _backbone_sizes(config: Ranker.Config, sizes: InputSizes, inputs: int) -> BackboneSizes:
+    scenarios, users = sizes.cardinalities[:2]
+    return BackboneSizes(
+        inputs=inputs,
+        tasks=TASKS,
+        scenarios=scenarios,
+        users=users,
+        pois=sizes.cardinalities[sizes.user_fields],
+        fields=len(sizes.cardinalities),
+        user_fields=sizes.user_fields,
+        width=config.features.width,
+        numbers=sizes.numbers,
+    )

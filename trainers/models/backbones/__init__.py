@@ -1,1 +1,24 @@
-"""Backbones: one file each, from the flat input of a row to the logits of its tasks, plugged in by composition."""
+"""Backbones: one file each, from the features of a row to the logits of its tasks, plugged in by composition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from trainers.models.backbones.backbone import BackboneSizes
+from trainers.models.backbones.ple import Ple
+from trainers.models.backbones.shared_bottom import SharedBottom
+
+BackboneConfig = Ple.Config | SharedBottom.Config
+
+_NETWORKS: Mapping[type, Callable[[Any, BackboneSizes], nn.Module]] = {
+    Ple.Config: Ple,
+    SharedBottom.Config: SharedBottom,
+}
+
+
+def build_backbone(config: BackboneConfig, sizes: BackboneSizes) -> nn.Module:
+    """The network of a configuration, a `Backbone`, with fresh weights."""
+    return _NETWORKS[type(config)](config, sizes)
