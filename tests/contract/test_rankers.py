@@ -40,6 +40,8 @@ RANKERS = (
     recipes.ple,
     recipes.ple_scene_ids,
     recipes.larr,
+    recipes.llm4msr,
+    recipes.larr_llm4msr,
     *(pytest.param(on(backbone), id=backbone.kind) for backbone in BACKBONES),
 )
 SIZES = InputSizes(
@@ -47,7 +49,7 @@ SIZES = InputSizes(
     user_fields=2,
     numbers=3,
     scene_cardinalities=(5, 4, 9),
-    text_spaces=("poi_text",),
+    text_spaces=("poi_text", "user_knowledge", "scenario_knowledge"),
     scene_space="scene_text",
 )
 SCENE_ROWS = 40
@@ -82,7 +84,8 @@ def batch_of(rows: int, seed: int, taste: str = "scenario") -> Batch:
         numeric_BD=torch.randn(rows, SIZES.numbers, generator=rng),
         recent_poi_BN=recent,
         recent_age_BN=torch.rand(rows, 20, generator=rng) * (recent > 0),
-        text_row_BK=torch.where(torch.rand(rows, 1, generator=rng) < 0.1, 0, ids[:, 2:3]),
+        # Of the POI, of the user's knowledge, of the scenario's.
+        text_row_BK=torch.where(torch.rand(rows, 1, generator=rng) < 0.1, 0, ids[:, [2, 1, 0]]),
         scene_of_row_B=scene_of_row,
         scene_id_US=scene_id,
         scene_row_US=scene_row,
@@ -97,7 +100,9 @@ def _true_logit(ids_BF: Tensor, scene_id_BS: Tensor, taste: str) -> Tensor:
 
 def matrices() -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(3)
-    shapes = {"scene_text": (SCENE_ROWS, 16), "poi_text": (SIZES.cardinalities[2], 12)}
+    scenarios, users, pois = SIZES.cardinalities[:3]
+    shapes = {"scene_text": (SCENE_ROWS, 16), "poi_text": (pois, 12)}
+    shapes |= {"user_knowledge": (users, 10), "scenario_knowledge": (scenarios, 10)}
     made = {space: torch.randn(shape, generator=rng) + 3.0 for space, shape in shapes.items()}
     for matrix in made.values():
         matrix[0] = 0.0
