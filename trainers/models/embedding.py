@@ -170,7 +170,7 @@ class FeatureEmbedding(nn.Module):
         """
         Args:
             width: of one id's embedding.
-            product_width: of each user x POI, recent x POI (and scene x POI) product.
+            product_width: of each user x POI, recent x POI (and scene x POI) product; 0: no products.
             text_spaces: knowledge spaces whose vectors are inputs, of those that the batches carry.
             text_width: of one projected text vector.
             unknown_rate: share of ids that training replaces by "unknown".
@@ -204,9 +204,9 @@ class FeatureEmbedding(nn.Module):
         user_width = sizes.user_fields * config.width
         poi_width = (len(sizes.cardinalities) - sizes.user_fields) * config.width
         text_width = len(config.text_spaces) * config.text_width
-        self.user_side = nn.Linear(user_width, config.product_width, bias=False)
-        self.recent_side = nn.Linear(config.width, config.product_width, bias=False)
-        self.poi_side = nn.Linear(poi_width + text_width, config.product_width, bias=False)
+        self.user_side = _side(user_width, config.product_width)
+        self.recent_side = _side(config.width, config.product_width)
+        self.poi_side = _side(poi_width + text_width, config.product_width)
         self.dropout = Dropout(config.dropout)
         self.product_width = config.product_width
         self.width = user_width + poi_width + text_width + sizes.numbers + config.width + 2 * config.product_width
@@ -250,6 +250,16 @@ class FeatureEmbedding(nn.Module):
             recent_known_BN=known_BN,
             numeric_BD=batch.numeric_BD,
         )
+
+
+def _side(inputs: int, width: int) -> nn.Module:
+    """One side of a product: a linear map, or nothing of nothing."""
+    return nn.Linear(inputs, width, bias=False) if width else _Nothing()
+
+
+class _Nothing(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows[..., :0]
 
 
 class RecentPooling(nn.Module):
