@@ -23,6 +23,8 @@ from trainers.loop import FitConfig, fit
 from trainers.losses import ranking_loss
 from trainers.metrics import auc
 from trainers.models.backbones import BackboneConfig
+from trainers.models.backbones.mmoe import Mmoe
+from trainers.models.backbones.omoe import Omoe
 from trainers.models.backbones.shared_bottom import SharedBottom
 from trainers.models.embedding import InputSizes
 from trainers.models.ranker import Ranker, Scores
@@ -35,7 +37,11 @@ def on(backbone: BackboneConfig) -> Recipes:
 
 
 Recipes = Callable[[recipes.Size], Recipe]
-BACKBONES: tuple[BackboneConfig, ...] = (SharedBottom.Config(bottom_widths=(16, 8), tower_widths=(8,)),)
+BACKBONES: tuple[BackboneConfig, ...] = (
+    Mmoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
+    Omoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
+    SharedBottom.Config(bottom_widths=(16, 8), tower_widths=(8,)),
+)
 RANKERS = (
     recipes.ple,
     recipes.ple_scene_ids,
@@ -51,7 +57,10 @@ SIZES = InputSizes(
     scene_space="scene_text",
 )
 SCENE_ROWS = 40
-LAST_BIASES = ("heads.bias_G1O", "towers.heads.bias_SG1O")  # what every backbone ends in
+LAST_BIASES = (  # what every backbone ends in
+    "heads.bias_G1O",
+    "towers.heads.bias_SG1O",
+)
 OFFSETS = (0, 5, 9)
 # Click logit by deciding value and category. Over all four values each category is worth the same, so that whoever does
 # not see the value can learn nothing.

@@ -8,12 +8,16 @@ from typing import Any
 from torch import nn
 
 from trainers.models.backbones.backbone import BackboneSizes
+from trainers.models.backbones.mmoe import Mmoe
+from trainers.models.backbones.omoe import Omoe
 from trainers.models.backbones.ple import Ple
 from trainers.models.backbones.shared_bottom import SharedBottom
 
-BackboneConfig = Ple.Config | SharedBottom.Config
+BackboneConfig = Mmoe.Config | Omoe.Config | Ple.Config | SharedBottom.Config
 
 _NETWORKS: Mapping[type, Callable[[Any, BackboneSizes], nn.Module]] = {
+    Mmoe.Config: Mmoe,
+    Omoe.Config: Omoe,
     Ple.Config: Ple,
     SharedBottom.Config: SharedBottom,
 }
