@@ -25,6 +25,7 @@ from trainers.metrics import auc
 from trainers.models.backbones import BackboneConfig
 from trainers.models.backbones.mmoe import Mmoe
 from trainers.models.backbones.omoe import Omoe
+from trainers.models.backbones.scenario_ple import ScenarioPle
 from trainers.models.backbones.shared_bottom import SharedBottom
 from trainers.models.embedding import InputSizes
 from trainers.models.ranker import Ranker, Scores
@@ -40,6 +41,7 @@ Recipes = Callable[[recipes.Size], Recipe]
 BACKBONES: tuple[BackboneConfig, ...] = (
     Mmoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
     Omoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
+    ScenarioPle.Config(levels=2, expert_widths=(16, 8), tower_widths=(8,)),
     SharedBottom.Config(bottom_widths=(16, 8), tower_widths=(8,)),
 )
 RANKERS = (

@@ -11,14 +11,16 @@ from trainers.models.backbones.backbone import BackboneSizes
 from trainers.models.backbones.mmoe import Mmoe
 from trainers.models.backbones.omoe import Omoe
 from trainers.models.backbones.ple import Ple
+from trainers.models.backbones.scenario_ple import ScenarioPle
 from trainers.models.backbones.shared_bottom import SharedBottom
 
-BackboneConfig = Mmoe.Config | Omoe.Config | Ple.Config | SharedBottom.Config
+BackboneConfig = Mmoe.Config | Omoe.Config | Ple.Config | ScenarioPle.Config | SharedBottom.Config
 
 _NETWORKS: Mapping[type, Callable[[Any, BackboneSizes], nn.Module]] = {
     Mmoe.Config: Mmoe,
     Omoe.Config: Omoe,
     Ple.Config: Ple,
+    ScenarioPle.Config: ScenarioPle,
     SharedBottom.Config: SharedBottom,
 }
 
