@@ -27,6 +27,7 @@ from trainers.models.backbones.mmoe import Mmoe
 from trainers.models.backbones.omoe import Omoe
 from trainers.models.backbones.scenario_ple import ScenarioPle
 from trainers.models.backbones.shared_bottom import SharedBottom
+from trainers.models.backbones.star import Star
 from trainers.models.embedding import InputSizes
 from trainers.models.ranker import Ranker, Scores
 from trainers.recipes import Recipe
@@ -43,6 +44,7 @@ BACKBONES: tuple[BackboneConfig, ...] = (
     Omoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
     ScenarioPle.Config(levels=2, expert_widths=(16, 8), tower_widths=(8,)),
     SharedBottom.Config(bottom_widths=(16, 8), tower_widths=(8,)),
+    Star.Config(bottom_widths=(16, 8), tower_widths=(8,), auxiliary_widths=(8,)),
 )
 RANKERS = (
     recipes.ple,
@@ -60,6 +62,8 @@ SIZES = InputSizes(
 )
 SCENE_ROWS = 40
 LAST_BIASES = (  # what every backbone ends in
+    "auxiliary_head.bias_G1O",
+    "head.shared_bias_G1O",
     "heads.bias_G1O",
     "towers.heads.bias_SG1O",
 )

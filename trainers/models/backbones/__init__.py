@@ -13,8 +13,9 @@ from trainers.models.backbones.omoe import Omoe
 from trainers.models.backbones.ple import Ple
 from trainers.models.backbones.scenario_ple import ScenarioPle
 from trainers.models.backbones.shared_bottom import SharedBottom
+from trainers.models.backbones.star import Star
 
-BackboneConfig = Mmoe.Config | Omoe.Config | Ple.Config | ScenarioPle.Config | SharedBottom.Config
+BackboneConfig = Mmoe.Config | Omoe.Config | Ple.Config | ScenarioPle.Config | SharedBottom.Config | Star.Config
 
 _NETWORKS: Mapping[type, Callable[[Any, BackboneSizes], nn.Module]] = {
     Mmoe.Config: Mmoe,
@@ -22,6 +23,7 @@ _NETWORKS: Mapping[type, Callable[[Any, BackboneSizes], nn.Module]] = {
     Ple.Config: Ple,
     ScenarioPle.Config: ScenarioPle,
     SharedBottom.Config: SharedBottom,
+    Star.Config: Star,
 }
 
 
