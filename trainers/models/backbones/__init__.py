@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from trainers.models.backbones.aitm import Aitm
 from trainers.models.backbones.backbone import BackboneSizes
 from trainers.models.backbones.mmoe import Mmoe
 from trainers.models.backbones.omoe import Omoe
@@ -15,9 +16,12 @@ from trainers.models.backbones.scenario_ple import ScenarioPle
 from trainers.models.backbones.shared_bottom import SharedBottom
 from trainers.models.backbones.star import Star
 
-BackboneConfig = Mmoe.Config | Omoe.Config | Ple.Config | ScenarioPle.Config | SharedBottom.Config | Star.Config
+BackboneConfig = (
+    Aitm.Config | Mmoe.Config | Omoe.Config | Ple.Config | ScenarioPle.Config | SharedBottom.Config | Star.Config
+)
 
 _NETWORKS: Mapping[type, Callable[[Any, BackboneSizes], nn.Module]] = {
+    Aitm.Config: Aitm,
     Mmoe.Config: Mmoe,
     Omoe.Config: Omoe,
     Ple.Config: Ple,
