@@ -24,6 +24,7 @@ from trainers.losses import ranking_loss
 from trainers.metrics import auc
 from trainers.models.backbones import BackboneConfig
 from trainers.models.backbones.aitm import Aitm
+from trainers.models.backbones.m2m import M2m
 from trainers.models.backbones.mmoe import Mmoe
 from trainers.models.backbones.omoe import Omoe
 from trainers.models.backbones.scenario_ple import ScenarioPle
@@ -42,6 +43,7 @@ def on(backbone: BackboneConfig) -> Recipes:
 Recipes = Callable[[recipes.Size], Recipe]
 BACKBONES: tuple[BackboneConfig, ...] = (
     Aitm.Config(bottom_widths=(16, 8), tower_widths=(8,), order=(3, 1, 2)),
+    M2m.Config(expert_widths=(16, 8), scenario_widths=(8,), bottleneck=4),
     Mmoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
     Omoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
     ScenarioPle.Config(levels=2, expert_widths=(16, 8), tower_widths=(8,)),

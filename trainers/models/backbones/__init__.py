@@ -9,6 +9,7 @@ from torch import nn
 
 from trainers.models.backbones.aitm import Aitm
 from trainers.models.backbones.backbone import BackboneSizes
+from trainers.models.backbones.m2m import M2m
 from trainers.models.backbones.mmoe import Mmoe
 from trainers.models.backbones.omoe import Omoe
 from trainers.models.backbones.ple import Ple
@@ -17,11 +18,19 @@ from trainers.models.backbones.shared_bottom import SharedBottom
 from trainers.models.backbones.star import Star
 
 BackboneConfig = (
-    Aitm.Config | Mmoe.Config | Omoe.Config | Ple.Config | ScenarioPle.Config | SharedBottom.Config | Star.Config
+    Aitm.Config
+    | M2m.Config
+    | Mmoe.Config
+    | Omoe.Config
+    | Ple.Config
+    | ScenarioPle.Config
+    | SharedBottom.Config
+    | Star.Config
 )
 
 _NETWORKS: Mapping[type, Callable[[Any, BackboneSizes], nn.Module]] = {
     Aitm.Config: Aitm,
+    M2m.Config: M2m,
     Mmoe.Config: Mmoe,
     Omoe.Config: Omoe,
     Ple.Config: Ple,
