@@ -23,7 +23,13 @@ from trainers.loop import FitConfig, fit
 from trainers.losses import ranking_loss
 from trainers.metrics import auc
 from trainers.models.backbones import BackboneConfig
+from trainers.models.backbones.aitm import Aitm
+from trainers.models.backbones.m2m import M2m
+from trainers.models.backbones.mmoe import Mmoe
+from trainers.models.backbones.omoe import Omoe
+from trainers.models.backbones.scenario_ple import ScenarioPle
 from trainers.models.backbones.shared_bottom import SharedBottom
+from trainers.models.backbones.star import Star
 from trainers.models.embedding import InputSizes
 from trainers.models.ranker import Ranker, Scores
 from trainers.recipes import Recipe
@@ -35,7 +41,15 @@ def on(backbone: BackboneConfig) -> Recipes:
 
 
 Recipes = Callable[[recipes.Size], Recipe]
-BACKBONES: tuple[BackboneConfig, ...] = (SharedBottom.Config(bottom_widths=(16, 8), tower_widths=(8,)),)
+BACKBONES: tuple[BackboneConfig, ...] = (
+    Aitm.Config(bottom_widths=(16, 8), tower_widths=(8,), order=(3, 1, 2)),
+    M2m.Config(expert_widths=(16, 8), scenario_widths=(8,), bottleneck=4),
+    Mmoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
+    Omoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
+    ScenarioPle.Config(levels=2, expert_widths=(16, 8), tower_widths=(8,)),
+    SharedBottom.Config(bottom_widths=(16, 8), tower_widths=(8,)),
+    Star.Config(bottom_widths=(16, 8), tower_widths=(8,), auxiliary_widths=(8,)),
+)
 RANKERS = (
     recipes.ple,
     recipes.ple_scene_ids,
@@ -53,7 +67,12 @@ SIZES = InputSizes(
     scene_space="scene_text",
 )
 SCENE_ROWS = 40
-LAST_BIASES = ("heads.bias_G1O", "towers.heads.bias_SG1O")  # what every backbone ends in
+LAST_BIASES = (  # what every backbone ends in
+    "auxiliary_head.bias_G1O",
+    "head.shared_bias_G1O",
+    "heads.bias_G1O",
+    "towers.heads.bias_SG1O",
+)
 OFFSETS = (0, 5, 9)
 # Click logit by deciding value and category. Over all four values each category is worth the same, so that whoever does
 # not see the value can learn nothing.

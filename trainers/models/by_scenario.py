@@ -16,6 +16,21 @@ from torch import Tensor, nn
 from trainers.models.mlp import Dropout
 
 
+def linear_by_scenario(rows: Tensor, scenario_B: Tensor, weight_SGIO: Tensor, bias_SG1O: Tensor) -> Tensor:
+    """Rows (G, B, I), or (B, I) for all G, and scenarios (B,) int64 -> (G, B, O), each row by its scenario's maps."""
+    order_B = torch.argsort(scenario_B, stable=True)
+    present, counts = torch.unique_consecutive(scenario_B[order_B], return_counts=True)
+    groups = weight_SGIO.shape[1]
+    sorted_GBI = rows[:, order_B] if rows.dim() == 3 else rows[order_B].expand(groups, *rows.shape)
+    parts = [
+        torch.baddbmm(bias_SG1O[scenario], of_one, weight_SGIO[scenario])
+        for scenario, of_one in zip(present.tolist(), torch.split(sorted_GBI, counts.tolist(), dim=1), strict=True)
+    ]
+    back_B = torch.empty_like(order_B)
+    back_B[order_B] = torch.arange(len(order_B), device=order_B.device)
+    return torch.cat(parts, dim=1)[:, back_B]
+
+
 class ScenarioLinear(nn.Module):
     """S x G linear maps: rows (G, B, I), or (B, I) for all G, and scenarios (B,) int64 -> (G, B, O)."""
 
@@ -28,17 +43,7 @@ class ScenarioLinear(nn.Module):
         self.bias_SG1O = nn.Parameter(torch.zeros(scenarios, groups, 1, outputs))
 
     def forward(self, rows: Tensor, scenario_B: Tensor) -> Tensor:
-        order_B = torch.argsort(scenario_B, stable=True)
-        present, counts = torch.unique_consecutive(scenario_B[order_B], return_counts=True)
-        groups = self.weight_SGIO.shape[1]
-        sorted_GBI = rows[:, order_B] if rows.dim() == 3 else rows[order_B].expand(groups, *rows.shape)
-        parts = [
-            torch.baddbmm(self.bias_SG1O[scenario], of_one, self.weight_SGIO[scenario])
-            for scenario, of_one in zip(present.tolist(), torch.split(sorted_GBI, counts.tolist(), dim=1), strict=True)
-        ]
-        back_B = torch.empty_like(order_B)
-        back_B[order_B] = torch.arange(len(order_B), device=order_B.device)
-        return torch.cat(parts, dim=1)[:, back_B]
+        return linear_by_scenario(rows, scenario_B, self.weight_SGIO, self.bias_SG1O)
 
 
 class ScenarioMLP(nn.Module):
