@@ -28,17 +28,22 @@ class ScenarioLinear(nn.Module):
         self.bias_SG1O = nn.Parameter(torch.zeros(scenarios, groups, 1, outputs))
 
     def forward(self, rows: Tensor, scenario_B: Tensor) -> Tensor:
-        order_B = torch.argsort(scenario_B, stable=True)
-        present, counts = torch.unique_consecutive(scenario_B[order_B], return_counts=True)
-        groups = self.weight_SGIO.shape[1]
-        sorted_GBI = rows[:, order_B] if rows.dim() == 3 else rows[order_B].expand(groups, *rows.shape)
-        parts = [
-            torch.baddbmm(self.bias_SG1O[scenario], of_one, self.weight_SGIO[scenario])
-            for scenario, of_one in zip(present.tolist(), torch.split(sorted_GBI, counts.tolist(), dim=1), strict=True)
-        ]
-        back_B = torch.empty_like(order_B)
-        back_B[order_B] = torch.arange(len(order_B), device=order_B.device)
-        return torch.cat(parts, dim=1)[:, back_B]
+        return through_own(rows, scenario_B, self.weight_SGIO, self.bias_SG1O)
+
+
+def through_own(rows: Tensor, scenario_B: Tensor, weight_SGIO: Tensor, bias_SG1O: Tensor) -> Tensor:
+    """What `ScenarioLinear` does, with weights that may be computed: rows (G, B, I) or (B, I) -> (G, B, O)."""
+    order_B = torch.argsort(scenario_B, stable=True)
+    present, counts = torch.unique_consecutive(scenario_B[order_B], return_counts=True)
+    groups = weight_SGIO.shape[1]
+    sorted_GBI = rows[:, order_B] if rows.dim() == 3 else rows[order_B].expand(groups, *rows.shape)
+    parts = [
+        torch.baddbmm(bias_SG1O[scenario], of_one, weight_SGIO[scenario])
+        for scenario, of_one in zip(present.tolist(), torch.split(sorted_GBI, counts.tolist(), dim=1), strict=True)
+    ]
+    back_B = torch.empty_like(order_B)
+    back_B[order_B] = torch.arange(len(order_B), device=order_B.device)
+    return torch.cat(parts, dim=1)[:, back_B]
 
 
 class ScenarioMLP(nn.Module):
