@@ -8,9 +8,10 @@ SIGIR 2020. With learned vectors e^0 and d the number of neighbours in the graph
 
 LightGCN scores a pair by the sum of e_u * e_p; here the summands are inputs beside all else that is known of a row.
 
-The edge of a clicked row is its label. So a training step propagates over the clicks of all pairs that are not in its
-batch, with or without a click; the paper does not do this, as its loss compares pairs and never predicts a click. Later
-clicks of other pairs do stay in the graph. In evaluation the graph is whole, and what came out of it is kept.
+The edge of a clicked row is its label. So the edges of a training batch's pairs leave the graph for its step, which the
+paper does not do: with its own edge in sight a row is easy to fit, and probabilities on fresh rows suffer. Later clicks
+of other pairs do stay in the graph. In evaluation the graph is whole, and what comes out of it is kept until the mode,
+the graph or the type of weights changes, or weights are loaded: a row then costs two look-ups.
 
 Letters: B rows, I input width, U users, P POIs, V = U + P nodes, W width of a node, M edges, H width of the perceptron.
 """

@@ -12,8 +12,9 @@ from trainers.batch import Batch
 from trainers.models.backbones.backbone import BackboneSizes, FittedBackbone
 from trainers.models.backbones.light_gcn import LightGcn
 from trainers.models.by_scenario import ScenarioLinear
-from trainers.models.embedding import Features
+from trainers.models.embedding import Features, InputSizes
 from trainers.models.mlp import GroupedLinear
+from trainers.models.ranker import Ranker
 
 CLICKED = [(1, 2), (1, 3), (2, 3), (4, 6), (1, 2), (0, 5), (3, 0)]  # one twice, two with an unknown end
 EDGES = {(1, 2), (1, 3), (2, 3), (4, 6)}
@@ -146,3 +147,12 @@ def test_rows_without_clicks_and_no_layers_are_refused(sizes: BackboneSizes) -> 
         network_of(sizes).fit(replace(training_rows(CLICKED, SEEN), click_B=None))
     with pytest.raises(ValueError, match="at least one layer of each kind"):
         LightGcn.Config(layers=0)
+
+
+def test_a_ranker_gives_its_backbone_the_training_rows() -> None:
+    sizes = InputSizes(
+        cardinalities=(4, 5, 7, 3), user_fields=2, numbers=2, scene_cardinalities=(), text_spaces=(), scene_space=""
+    )
+    ranker = Ranker(Ranker.Config(backbone=LightGcn.Config()), sizes, {})
+    ranker.fit_vectors(training_rows(CLICKED, SEEN))
+    assert isinstance(ranker.backbone, LightGcn) and len(ranker.backbone.edge_M) == len(EDGES)
