@@ -23,10 +23,17 @@ from trainers.loop import FitConfig, fit
 from trainers.losses import ranking_loss
 from trainers.metrics import auc
 from trainers.models.backbones import BackboneConfig
+from trainers.models.backbones.adasparse import AdaSparse
 from trainers.models.backbones.aitm import Aitm
+from trainers.models.backbones.hamur import Hamur
+from trainers.models.backbones.light_gcn import LightGcn
 from trainers.models.backbones.m2m import M2m
+from trainers.models.backbones.m3oe import M3oE
 from trainers.models.backbones.mmoe import Mmoe
 from trainers.models.backbones.omoe import Omoe
+from trainers.models.backbones.pepnet import PepNet
+from trainers.models.backbones.sar_net import SarNet
+from trainers.models.backbones.sasrec import SasRec
 from trainers.models.backbones.scenario_ple import ScenarioPle
 from trainers.models.backbones.shared_bottom import SharedBottom
 from trainers.models.backbones.star import Star
@@ -47,8 +54,15 @@ BACKBONES: tuple[BackboneConfig, ...] = (
     Mmoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
     Omoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
     ScenarioPle.Config(levels=2, expert_widths=(16, 8), tower_widths=(8,)),
-    SharedBottom.Config(bottom_widths=(16, 8), tower_widths=(8,)),
     Star.Config(bottom_widths=(16, 8), tower_widths=(8,), auxiliary_widths=(8,)),
+    AdaSparse.Config(layer_widths=(16, 8), tower_widths=(8,)),
+    Hamur.Config(layer_widths=(16, 8), adapter_width=8, matrix_side=4, hyper_width=16, tower_widths=(8,)),
+    LightGcn.Config(width=8, layer_widths=(16, 8), tower_widths=(8,)),
+    M3oE.Config(star_width=8, width=16, shared_experts=2, expert_widths=(8,), tower_widths=(8,)),
+    PepNet.Config(gate_width=8, tower_widths=(16, 8)),
+    SarNet.Config(expert_width=8, tower_widths=(8,)),
+    SasRec.Config(width=8, feed_forward=16, layer_widths=(16, 8), tower_widths=(8,)),
+    SharedBottom.Config(bottom_widths=(16, 8), tower_widths=(8,)),
 )
 RANKERS = (
     recipes.ple,

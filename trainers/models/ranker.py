@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainers.batch import Batch
 from trainers.models.backbones import BackboneConfig, build_backbone
-from trainers.models.backbones.backbone import BackboneSizes
+from trainers.models.backbones.backbone import BackboneSizes, FittedBackbone
 from trainers.models.backbones.ple import Ple
 from trainers.models.embedding import FeatureEmbedding, Features, InputSizes
 from trainers.models.larr import Aligned, SceneUse
@@ -100,12 +100,17 @@ class Ranker(nn.Module):
         self.backbone = build_backbone(config.backbone, _backbone_sizes(config, sizes, inputs))
 
     def fit_vectors(self, batch: Batch) -> None:
-        """Centre and scale frozen vectors by the rows that training reads; call once, before training."""
+        """Take from the rows that training reads what is counted, not learned; call once, before training.
+
+        Means and scales of frozen vectors, and the graph of a backbone that has one.
+        """
         self.features.fit_vectors(batch.text_row_BK)
         if self.scene is not None and self.scene.encoder.vectors is not None:
             self.scene.encoder.vectors.fit(batch.scene_row_US)
         if self.knowledge is not None:
             self.knowledge.fit_vectors(batch)
+        if isinstance(self.backbone, FittedBackbone):
+            self.backbone.fit(batch)
 
     def extend_vectors(self, space: str, matrix_RV: Tensor) -> None:
         """Put a longer matrix of one space in place: texts embedded after training. Raises ValueError if it is none."""

@@ -7,10 +7,11 @@ one hidden vector of each row that guidance may tap. The logit of a row depends 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from trainers.batch import Batch
 from trainers.models.embedding import Features
 
 
@@ -44,4 +45,13 @@ class Backbone(Protocol):
 
     def __call__(self, features: Features) -> tuple[Tensor, Tensor]:
         """(B, T) logits, and (B, H) hidden vectors before the towers."""
+        ...
+
+
+@runtime_checkable
+class FittedBackbone(Protocol):
+    """A `Backbone` that takes more from the training part than weights."""
+
+    def fit(self, batch: Batch) -> None:
+        """Take it from rows that training reads; called once, before training."""
         ...
