@@ -46,6 +46,8 @@ def _continue(model: CausalModel, prompts: Sequence[list[int]], tokens: int) -> 
     real_nL = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     places_nL = (real_nL.cumsum(1) - 1).clamp(min=0)
     output: Any = backbone(input_ids=ids_nL, attention_mask=real_nL, position_ids=places_nL, use_cache=True)
+    # What transformers calls the keys and values of the tokens so far: `cache` since 5.24, another name before.
+    remembered = "cache" if "cache" in output else "past_key_values"
     asked_nE = state_nE = output.last_hidden_state[:, -1]
     going_n = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
     ends = torch.tensor(model.ends, device=model.device, dtype=torch.long)
@@ -63,8 +65,8 @@ def _continue(model: CausalModel, prompts: Sequence[list[int]], tokens: int) -> 
             input_ids=next_n[:, None],
             attention_mask=real_nL,
             position_ids=places_nL[:, -1:] + 1 + step,
-            past_key_values=output.past_key_values,
             use_cache=True,
+            **{remembered: output[remembered]},
         )
         state_nE = output.last_hidden_state[:, -1]
         written.append(next_n)
