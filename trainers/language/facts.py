@@ -126,10 +126,10 @@ class History:
         self._end = Schema.load(workspace.schema).split.end
         self._db = duckdb.connect()
         self._db.execute("SET TimeZone = 'UTC'")
-        for table in ("impressions", "users", "pois", "scenarios"):
-            path = str(workspace.source(table))
-            self._db.execute(f"CREATE TEMP TABLE {table} AS SELECT * FROM read_parquet(?)", [path])
-        self._db.execute(_EVENTS)
+        path = {name: str(workspace.source(name)) for name in ("impressions", "pois", "users", "scenarios")}
+        self._db.execute(_EVENTS, [path["impressions"], path["pois"]])
+        for name in ("users", "scenarios"):
+            self._db.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM read_parquet(?)", [path[name]])
 
     def __enter__(self) -> History:
         return self
@@ -238,7 +238,7 @@ _EVENTS = f"""
            greatest(i.{columns.EVENT_TIMESTAMP}, i.{columns.OUTCOME_TIMESTAMP}) AS outcome_at,
            greatest(i.{columns.EVENT_TIMESTAMP}, i.{columns.OUTCOME_TIMESTAMP},
                     p.{columns.EVENT_TIMESTAMP}, p.{columns.CREATED_TIMESTAMP}) AS {KNOWN}
-    FROM impressions i JOIN pois p USING ({columns.POI_ID})"""
+    FROM read_parquet(?) i JOIN read_parquet(?) p USING ({columns.POI_ID})"""
 
 _COUNTS = f"""
     SELECT {{key}}, count(DISTINCT {columns.REQUEST_ID}), count(*), sum({columns.CLICK})::BIGINT

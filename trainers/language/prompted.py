@@ -44,7 +44,7 @@ from trainers.language.wording import platform_of
 
 SPACE_OF: Mapping[Level, str] = {"scenario": SCENARIO_KNOWLEDGE, "user": USER_KNOWLEDGE}
 CHECKPOINT_CALLS = 128
-EXAMPLES = 6  # of each level in a report
+EXAMPLES: Mapping[str, int] = {SCENARIO_KNOWLEDGE: 8, USER_KNOWLEDGE: 3}  # in a report
 TELL = "tell"  # the prompts after which a model writes freely
 
 
@@ -169,8 +169,7 @@ class _Asking:
         self._words = words_of(workspace, config.words)
 
     def questions(self, progress: Progress) -> dict[Level, list[Question]]:
-        # Vectors of POIs are dated one by one; a model that learned from the log is dated as a whole.
-        model_us = 0 if self._pois is not None else available_us(self._config.encoder)
+        model_us = available_us(self._config.encoder)
         return read_questions(self._workspace, self._config.facts, self._wording, model_us, progress)
 
     def answer(self, level: Level, asked: list[Question], progress: Progress) -> _Answer:
@@ -180,13 +179,13 @@ class _Asking:
             raise TextError(
                 f"nothing is known of any {level} at any snapshot; was `embed` run, is the log long enough?"
             )
+        verbaliser = self._verbaliser  # its model is gone before the one that reads is there: each may fill the memory
         folder = self._workspace.knowledge / space
         calls = Calls(folder / f"{version}.calls")
         missing = sorted({q.prompt for q in asked if hash_of(q.prompt) not in calls.known})
         if missing:
             _call(self._reader, calls, missing, lambda done, of: progress(space, done, of))
         calls.close()
-        verbaliser = self._verbaliser
         table = _table(
             space, version, asked, calls, _words(asked, calls, verbaliser), self._told(asked, folder, progress)
         )
@@ -337,5 +336,5 @@ def _examples(table: pa.Table, space: str) -> list[Example]:
         columns.PROMPTED[space],
         *(columns.knowledge(space, n) for n in (columns.WORDS, columns.TEXT, columns.TOLD)),
     )
-    rows = zip(*(table[name].to_pylist()[:EXAMPLES] for name in names), strict=True)
+    rows = zip(*(table[name].to_pylist()[: EXAMPLES[space]] for name in names), strict=True)
     return [Example(space=space, key=key, words=words or "", text=text, told=told) for key, words, text, told in rows]

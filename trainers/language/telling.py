@@ -47,7 +47,7 @@ def _write(
     with threads_of(config.threads):
         for at, written in continuations(model, prompts, tokens):
             new = {
-                hash_of(prompts[i]): f"{model.name}: {model.prompts.text(w.ids).strip()}"
+                hash_of(prompts[i]): f"{model.name}: {first_paragraph(model.prompts.text(w.ids))}"
                 for i, w in zip(at, written, strict=True)
             }
             table = pa.table({columns.TEXT_HASH: list(new), columns.TOLD: list(new.values())})
@@ -61,3 +61,11 @@ def _write(
 def _version(config: EncoderConfig, tokens: int) -> str:
     identity = model_identity(config.model, config.revision, config.models)
     return hashlib.sha256(f"{identity}\0{tokens}".encode()).hexdigest()[:12]
+
+
+def first_paragraph(text: str) -> str:
+    """
+    >>> first_paragraph(" pubs, and cakes.\\nThe answer")
+    'pubs, and cakes.'
+    """
+    return text.strip().partition("\n")[0]

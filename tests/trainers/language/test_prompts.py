@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from feature_repo.workspace import Workspace
-from trainers.language import wording
+from trainers.language import telling, wording
 from trainers.language.facts import Facts, FactsConfig, History
 from trainers.language.prompts import FOLDER, LEVELS, SLOTS, Level, PromptError, names, read_prompt
 from trainers.language.wording import different, scenario_text, scenario_words, user_text, user_words
@@ -31,7 +31,7 @@ def facts(street: Callable[..., Workspace]) -> Facts:
 
 
 def test_examples_in_the_documentation_hold() -> None:
-    assert doctest.testmod(wording).failed == 0
+    assert doctest.testmod(wording).failed == doctest.testmod(telling).failed == 0
 
 
 def test_every_level_has_several_prompts_and_each_ends_in_a_question() -> None:
