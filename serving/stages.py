@@ -27,7 +27,8 @@ from feature_repo.workspace import REPOSITORY, Workspace
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 MODELS = ("ple", "ple_scene_ids", "larr")
-WIDEST = "larr"  # its service holds what every other model's holds
+# Each service holds what those before hold; the last one is there once a language model was asked (`knowledge`).
+SERVICES = (*MODELS, "llm4msr")
 Report = Callable[[str, int, int], None]  # what, done, total
 
 
@@ -76,6 +77,7 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     stamp.clear()
     dataset = choice.load(report)
     _forget_online(workspace)
+    _forget_prompted(workspace)
     dataset.write(workspace.sources)
     tables = len(dataset.schema.statistics) + dataset.schema.like_minded + 1
     done = iter(range(tables))
@@ -96,6 +98,13 @@ def _forget_online(workspace: Workspace) -> None:
         tear_down(open_store(workspace))
     workspace.feature_store_yaml.unlink()
     Stamp.of(workspace, "materialize").clear()
+
+
+def _forget_prompted(workspace: Workspace) -> None:
+    """What a language model was told of the old log is not so in the new one. What it said is kept, prompt by prompt,
+    and asked for again where a prompt is the same."""
+    for space in columns.PROMPTED:
+        (workspace.knowledge / f"{space}.parquet").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +208,12 @@ def service_name(store: Any, model: str) -> str:
     """The name of a model's current service. Raises ValueError for an unknown model or before `apply`."""
     from feature_repo import services
 
-    if model not in MODELS:
-        raise ValueError(f"no model {model!r}; there are {', '.join(MODELS)}")
-    name: str = getattr(services, model).name
+    if model not in SERVICES:
+        raise ValueError(f"no model {model!r}; there are {', '.join(SERVICES)}")
+    service = getattr(services, model)
+    if service is None:
+        raise ValueError(f"{model} needs what a language model makes of users and scenarios: run `scenerank knowledge`")
+    name: str = service.name
     if name not in {service.name for service in store.list_feature_services()}:
         raise ValueError(f"service {name} is not registered: run `scenerank apply`")
     return name
@@ -209,10 +221,12 @@ def service_name(store: Any, model: str) -> str:
 
 def training_set(workspace: Workspace, store: Any, report: Report) -> Path:
     """The pull that all models train on: the widest service from the first training row to the end of the log."""
+    from feature_repo import services
     from trainers.training_set import Pull, backfill
 
     split = Schema.load(workspace.schema).split
-    pull = Pull(service=service_name(store, WIDEST), start=split.train, end=split.end)
+    widest = [model for model in SERVICES if getattr(services, model) is not None][-1]
+    pull = Pull(service=service_name(store, widest), start=split.train, end=split.end)
     with quiet():
         return backfill(workspace, store, pull, lambda done, total: report("point-in-time pull", done, total))
 
@@ -235,6 +249,8 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
     from trainers import rank, recipes
     from trainers.training_set import narrow, read
 
+    if options.model not in MODELS:
+        raise ValueError(f"no model {options.model!r}; there are {', '.join(MODELS)}")
     service = service_name(store, options.model)
     if options.size not in get_args(recipes.Size):
         raise ValueError(f"no recipe of size {options.size!r}; there are {', '.join(get_args(recipes.Size))}")
@@ -300,7 +316,7 @@ def matrices(workspace: Workspace) -> Mapping[str, Any]:
     """Every vector space that was embedded."""
     from trainers.knowledge import load_matrix
 
-    paths = {space: workspace.knowledge / f"{space}.parquet" for space in columns.KNOWLEDGE}
+    paths = {space: workspace.knowledge / f"{space}.parquet" for space in columns.SPACES}
     return {space: load_matrix(path) for space, path in paths.items() if path.exists()}
 
 
