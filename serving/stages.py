@@ -27,8 +27,9 @@ from feature_repo.workspace import REPOSITORY, Workspace
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 MODELS = ("ple", "ple_scene_ids", "larr")
-# Each service holds what those before hold; the last one is there once a language model was asked (`knowledge`).
-SERVICES = (*MODELS, "llm4msr")
+# Model -> its service. Each service holds what those before hold; the last one is there once a language model was asked
+# about users and scenarios (`knowledge`).
+SERVICES = {**{model: model for model in MODELS}, "llm4msr": "llm4msr", "larr_llm4msr": "llm4msr"}
 Report = Callable[[str, int, int], None]  # what, done, total
 
 
@@ -210,7 +211,7 @@ def service_name(store: Any, model: str) -> str:
 
     if model not in SERVICES:
         raise ValueError(f"no model {model!r}; there are {', '.join(SERVICES)}")
-    service = getattr(services, model)
+    service = getattr(services, SERVICES[model])
     if service is None:
         raise ValueError(f"{model} needs what a language model makes of users and scenarios: run `scenerank knowledge`")
     name: str = service.name
@@ -225,7 +226,7 @@ def training_set(workspace: Workspace, store: Any, report: Report) -> Path:
     from trainers.training_set import Pull, backfill
 
     split = Schema.load(workspace.schema).split
-    widest = [model for model in SERVICES if getattr(services, model) is not None][-1]
+    widest = [model for model, service in SERVICES.items() if getattr(services, service) is not None][-1]
     pull = Pull(service=service_name(store, widest), start=split.train, end=split.end)
     with quiet():
         return backfill(workspace, store, pull, lambda done, total: report("point-in-time pull", done, total))
@@ -233,31 +234,41 @@ def training_set(workspace: Workspace, store: Any, report: Report) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """One training run: which model, at which size of recipe, from which seed."""
+    """One training run.
+
+    Args:
+        model: which of `SERVICES`.
+        size: of the recipe.
+        backbone: in place of PLE, by its kind; the bundle is then called `<model>_<backbone>`.
+        seed: of weights, order of rows and dropout.
+    """
 
     model: str
     size: str = "default"
+    backbone: str | None = None
     seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the bundle."""
+        return self.model if self.backbone is None else f"{self.model}_{self.backbone}"
 
 
 def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions, report: Report) -> Path:
-    """A training set -> a bundle, in `<workspace>/bundles/<model>`. Returns its folder.
+    """A training set -> a bundle, in `<workspace>/bundles/<name>`. Returns its folder.
 
-    Raises ValueError for an unknown model or size.
+    Raises ValueError for an unknown model, size or backbone.
     """
     from feature_repo import services
-    from trainers import rank, recipes
+    from trainers import rank
     from trainers.training_set import narrow, read
 
-    if options.model not in MODELS:
-        raise ValueError(f"no model {options.model!r}; there are {', '.join(MODELS)}")
     service = service_name(store, options.model)
-    if options.size not in get_args(recipes.Size):
-        raise ValueError(f"no recipe of size {options.size!r}; there are {', '.join(get_args(recipes.Size))}")
-    folder = workspace.bundles / options.model
+    recipe = recipe_of(options)
+    folder = workspace.bundles / options.name
     stamp = Stamp.of(
         workspace,
-        f"train-{options.model}",
+        f"train-{options.name}",
         options=repr(options),
         pulled=(pulled / "state.json").read_text(),
         code=_code("trainers", "feature_repo"),
@@ -266,22 +277,38 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
         return folder
     stamp.clear()
     schema = Schema.load(workspace.schema)
-    features = services.feature_references(getattr(services, options.model))
+    features = services.feature_references(getattr(services, SERVICES[options.model]))
     tables = {part: narrow(read(pulled, *_bounds(schema, part)), features) for part in ("train", "valid", "test")}
     oracle = workspace.source("oracle")
-    recipe = {"ple": recipes.ple, "ple_scene_ids": recipes.ple_scene_ids, "larr": recipes.larr}[options.model]
     trained = rank.train(
         rank.Parts(**tables, oracle=pq.read_table(oracle) if oracle.exists() else None),
         schema,
         matrices(workspace),
-        recipe(options.size),  # type: ignore[arg-type]  # one of the literal's words: checked above
+        recipe,
         rank.Provenance(service=service, features=features, trained_until=schema.split.valid),
         seed=options.seed,
-        progress=lambda done, planned, note: report(f"train {options.model}: {note}", done, planned),
+        progress=lambda done, planned, note: report(f"train {options.name}: {note}", done, planned),
     )
     trained.bundle.save(folder)
     stamp.set()
     return folder
+
+
+def recipe_of(options: TrainOptions) -> Any:
+    """The recipe that a person asked for. Raises ValueError for an unknown size or backbone."""
+    from trainers import recipes
+    from trainers.models.backbones import by_kind
+
+    if options.size not in get_args(recipes.Size):
+        raise ValueError(f"no recipe of size {options.size!r}; there are {', '.join(get_args(recipes.Size))}")
+    made = {
+        "ple": recipes.ple,
+        "ple_scene_ids": recipes.ple_scene_ids,
+        "larr": recipes.larr,
+        "llm4msr": recipes.llm4msr,
+        "larr_llm4msr": recipes.larr_llm4msr,
+    }[options.model](options.size)  # type: ignore[arg-type]  # one of the literal's words: checked above
+    return made if options.backbone is None else recipes.on_backbone(made, by_kind(options.backbone))
 
 
 def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path:

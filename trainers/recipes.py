@@ -13,6 +13,7 @@ from typing import Literal
 from trainers.knowledge import POI_SPACE
 from trainers.loop import FitConfig
 from trainers.losses import LossConfig
+from trainers.models.backbones import BackboneConfig
 from trainers.models.backbones.ple import Ple
 from trainers.models.embedding import FeatureEmbedding
 from trainers.models.larr import SceneUse
@@ -70,6 +71,11 @@ def larr_llm4msr(size: Size = "default") -> Recipe:
     """Both papers in one: the moment as vectors, and layers generated from knowledge of user and scenario."""
     recipe = larr(size)
     return replace(recipe, name="larr_llm4msr", model=replace(recipe.model, knowledge=_knowledge(size)))
+
+
+def on_backbone(recipe: Recipe, backbone: BackboneConfig) -> Recipe:
+    """The same ranker around another backbone."""
+    return replace(recipe, name=f"{recipe.name}_{backbone.kind}", model=replace(recipe.model, backbone=backbone))
 
 
 def _knowledge(size: Size) -> KnowledgeUse.Config:

@@ -44,7 +44,7 @@ from trainers.recipes import Recipe
 
 def on(backbone: BackboneConfig) -> Recipes:
     """The ranker without scene on another backbone, the same one at all sizes."""
-    return lambda size: replace(recipes.ple(size), model=replace(recipes.ple(size).model, backbone=backbone))
+    return lambda size: recipes.on_backbone(recipes.ple(size), backbone)
 
 
 Recipes = Callable[[recipes.Size], Recipe]

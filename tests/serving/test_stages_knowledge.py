@@ -17,6 +17,7 @@ from feature_repo import columns
 from feature_repo.datasets.schema import Schema
 from feature_repo.store import open_store
 from feature_repo.workspace import Workspace
+from trainers.bundle import load
 from trainers.encoding import Encoding
 from trainers.knowledge import load_matrix
 
@@ -44,7 +45,11 @@ def made(project_in: Callable[[Path], Any], tiny_model: Path, tmp_path_factory: 
     city = ("data", "city", "--users", "20", "--days", "14", "--pois", "30")
     before = project.verbs(city, ("embed", *model), ("apply",))
     trained = ("train", "--model", "larr", "--recipe", "tiny")
-    after = project.verbs(("knowledge", *model, *prompts), ("apply",), trained, ("materialize",))
+    asked = (("knowledge", *model, *prompts), ("apply",), trained)
+    tiny = ("--recipe", "tiny")
+    both = ("train", "--model", "larr_llm4msr", *tiny)
+    other = ("train", "--model", "llm4msr", "--backbone", "shared_bottom", *tiny)
+    after = project.verbs(*asked, both, other, ("materialize",))
     return Made(project.workspace, before, after)
 
 
@@ -53,6 +58,14 @@ def test_the_verb_shows_what_it_did_and_how_true_it_is(made: Made) -> None:
     assert re.search(r"user_knowledge [│ ]+[0-9a-f]{12} [│ ]+4 ", said)
     assert "planted favourite category" in said and "by chance" in said
     assert "lunch_deals" in said
+
+
+@pytest.mark.parametrize("name", ["larr_llm4msr", "llm4msr_shared_bottom"])
+def test_rankers_with_meta_layers_are_bundles_like_any_other(made: Made, name: str) -> None:
+    bundle = load(made.workspace.bundles / name)
+    assert bundle.manifest.model == name and bundle.manifest.service.startswith("llm4msr_")
+    assert {"user_knowledge", "scenario_knowledge"} <= set(bundle.manifest.knowledge_versions)
+    assert ("scene_text" in bundle.manifest.knowledge_versions) == (name == "larr_llm4msr")
 
 
 def test_only_a_new_service_appears(made: Made) -> None:

@@ -61,6 +61,14 @@ _NETWORKS: Mapping[type, Callable[[Any, BackboneSizes], nn.Module]] = {
 }
 
 
+def by_kind(kind: str) -> BackboneConfig:
+    """A backbone at its usual size. Raises ValueError for a kind that does not exist."""
+    configs: dict[str, BackboneConfig] = {config.kind: config for config in (make() for make in _NETWORKS)}
+    if kind not in configs:
+        raise ValueError(f"no backbone {kind!r}; there are {', '.join(configs)}")
+    return configs[kind]
+
+
 def build_backbone(config: BackboneConfig, sizes: BackboneSizes) -> nn.Module:
     """The network of a configuration, a `Backbone`, with fresh weights."""
     return _NETWORKS[type(config)](config, sizes)
