@@ -86,11 +86,21 @@ KNOWLEDGE: dict[str, str] = {
     "scenario_text": SCENARIO_ID,
     "scene_text": SCENE_VALUE,
 }
+# Prompted knowledge: what a language model says when it is told all that is known so far of a user or a scenario.
+PROMPTED: dict[str, str] = {
+    "user_knowledge": USER_ID,
+    "scenario_knowledge": SCENARIO_ID,
+}
+SPACES = KNOWLEDGE | PROMPTED
 VECTOR = "vector"
 ROW = "row"
 VERSION = "version"
 TEXT_HASH = "text_hash"
 COMPUTED_AT = "computed_at"
+# Of prompted knowledge alone: all that the model was told, words that it finds apt, and what it freely said.
+PROMPT = "prompt"
+WORDS = "words"
+TOLD = "told"
 
 
 def statistic(owner: str, count: str, window_days: int) -> str:

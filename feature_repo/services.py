@@ -24,10 +24,15 @@ _BEHAVIOUR = [
     pois.poi_daypart_stats,
     scenarios.scenario_stats,
 ]
-_KNOWLEDGE = [
-    getattr(knowledge, space)[[columns.knowledge(space, columns.ROW), columns.knowledge(space, columns.VERSION)]]
-    for space in ("poi_text", "user_text", "scenario_text")
-]
+
+
+def _rows_of(view: FeatureView) -> FeatureView:
+    """What a model reads of a knowledge view: which vector, of which version."""
+    return view[[columns.knowledge(view.name, columns.ROW), columns.knowledge(view.name, columns.VERSION)]]
+
+
+_KNOWLEDGE = [_rows_of(view) for view in (knowledge.poi_text, knowledge.user_text, knowledge.scenario_text)]
+_PROMPTED = [_rows_of(view) for view in (knowledge.user_knowledge, knowledge.scenario_knowledge) if view is not None]
 
 
 def _service(model: str, views: list[FeatureView | OnDemandFeatureView | None], description: str) -> FeatureService:
@@ -47,3 +52,13 @@ def feature_references(service: FeatureService) -> tuple[str, ...]:
 ple = _service("ple", _BEHAVIOUR, "Ids, attributes and behaviour, no scene.")
 ple_scene_ids = _service("ple_scene_ids", [*_BEHAVIOUR, on_demand.scene], "The same with scene values, as ids.")
 larr = _service("larr", [*_BEHAVIOUR, on_demand.scene, *_KNOWLEDGE], "The same with what a language model knows.")
+# There is no such service before a language model was asked about users and scenarios.
+llm4msr = (
+    _service(
+        "llm4msr",
+        [*_BEHAVIOUR, on_demand.scene, *_KNOWLEDGE, *_PROMPTED],
+        "The same with what a language model makes of each user and each scenario.",
+    )
+    if len(_PROMPTED) == len(columns.PROMPTED)
+    else None
+)

@@ -191,6 +191,10 @@ def backfill(
 def train(
     model: ModelOption = "larr",
     recipe: Annotated[str, typer.Option(help="Size of the recipe: tiny, default or reference.")] = "default",
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="In place of PLE: shared_bottom, mmoe, star, pepnet ...; the bundle is MODEL_BACKBONE."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order of rows and dropout.")] = 0,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -204,8 +208,9 @@ def train(
         with screen.stage("point-in-time pull") as report:
             pulled = stages.training_set(target, store, report)
         with screen.stage(f"train {model}") as report:
-            stages.train(target, store, pulled, stages.TrainOptions(model=model, size=recipe, seed=seed), report)
-        screen.console.print(screen.metrics_table([demo.run_of(target, model, seed)], "test part"))
+            options = stages.TrainOptions(model=model, size=recipe, backbone=backbone, seed=seed)
+            stages.train(target, store, pulled, options, report)
+        screen.console.print(screen.metrics_table([demo.run_of(target, options.name, seed)], "test part"))
 
 
 @app.command()

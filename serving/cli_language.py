@@ -211,6 +211,61 @@ def embed(
         stages.embed(workspace_of(workspace), options, report)
 
 
+def knowledge(
+    language_model: LanguageModelOption = "smollm2",
+    pooling: Annotated[
+        str, typer.Option(help="last token of the prompt, generated-last, generated-mean, or poi-mean (no prompt).")
+    ] = "last",
+    scenario_prompt: Annotated[str, typer.Option(help="contrast, brief, facts or tell, or a file.")] = "contrast",
+    user_prompt: Annotated[str, typer.Option(help="interests, history, sentences or tell, or a file.")] = "interests",
+    every: Annotated[int, typer.Option(help="Days between snapshots.")] = 7,
+    liked: Annotated[int, typer.Option(help="Newest places of a user that were clicked.")] = 8,
+    left: Annotated[int, typer.Option(help="Newest places of a user that were shown and left.")] = 4,
+    platform: Annotated[str | None, typer.Option(help="What service this is: 'A city guide for ...'.")] = None,
+    words: Annotated[
+        Path | None, typer.Option(help="File of words that may describe people and parts [knowledge/words.txt].")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="At most, of what the model writes.")] = 32,
+    tell: Annotated[bool, typer.Option("--tell", help="Also let the model write freely, for people to read.")] = False,
+    max_length: Annotated[int, typer.Option(help="Tokens of a prompt; nothing of it is ever cut.")] = 1024,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Step 1 of LLM4MSR: ask a frozen language model about every scenario and every user, once a week of the log.
+
+    A prompt tells what is known at that time and nothing later: of a scenario its description, its statistics and how
+    it differs from the others; of a user what was clicked, and shown and left, in each scenario. Its vector is a
+    feature from then on. Prompts are files with named slots (trainers/language/prompts): copy one, edit it, and name
+    its path. What the model was told before is never put to it again; an interrupted run goes on.
+
+    Beside each vector stands what a person can be shown: words that the model finds apt, and the facts of the prompt.
+    Then: `scenerank apply`, and the service `llm4msr` is there.
+    """
+    from serving import screen, stages_language
+
+    with explained():
+        options = stages_language.KnowledgeOptions(
+            model=language_model,
+            pooling=pooling,
+            scenario_prompt=scenario_prompt,
+            user_prompt=user_prompt,
+            every=every,
+            liked=liked,
+            left=left,
+            platform=platform,
+            words=words,
+            tokens=tokens,
+            tell=tell,
+            max_length=max_length,
+        )
+        target = workspace_of(workspace)
+        with screen.stage(f"ask {language_model} about scenarios and users") as report:
+            done = stages_language.knowledge(target, options, report)
+        screen.console.print(screen.knowledge_table(done))
+        screen.console.print(screen.examples_table(done))
+        if done.tastes is not None:
+            screen.console.print(screen.tastes_line(done.tastes), highlight=False)
+
+
 def _numbers(settings: list[str] | None) -> dict[str, float]:
     """`name=number` settings. Raises ValueError for anything else."""
     found = {}
@@ -223,4 +278,4 @@ def _numbers(settings: list[str] | None) -> dict[str, float]:
     return found
 
 
-VERBS = (model, pretrain, contrast, probe, embed)
+VERBS = (model, pretrain, contrast, probe, embed, knowledge)

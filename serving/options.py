@@ -15,7 +15,7 @@ from feature_repo.workspace import DEFAULT, ENVIRONMENT_VARIABLE, Workspace, act
 WorkspaceOption = Annotated[
     Path | None, typer.Option("--workspace", "-w", help=f"Folder of one dataset's files [{ENVIRONMENT_VARIABLE}].")
 ]
-ModelOption = Annotated[str, typer.Option(help="ple, ple_scene_ids or larr.")]
+ModelOption = Annotated[str, typer.Option(help="ple, ple_scene_ids, larr, llm4msr or larr_llm4msr.")]
 SizeOption = Annotated[str, typer.Option(help="Of the city: small or default.")]
 UsersOption = Annotated[int | None, typer.Option(help="Users of the city; of KuaiRand: how many to keep.")]
 LanguageModelOption = Annotated[str, typer.Option(help="smollm2 or minilm (embedded), a folder, or a Hugging Face id.")]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -85,6 +86,41 @@ def probe_table(report: Any) -> Table:
     for row in report.rows:
         table.add_row(row.name, *report.cells(row))
     return table
+
+
+def knowledge_table(report: Any) -> Table:
+    """What asking took; `report` is a `KnowledgeReport`."""
+    title = "prompts of all snapshots"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    table.add_column("vectors")
+    for name in ("version", "snapshots", "prompts", "different", "computed", "seconds", "prompts/s"):
+        table.add_column(name, justify="right")
+    for level in report.levels:
+        counts = (level.snapshots, level.prompts, level.different, level.computed)
+        rate = f"{level.computed / level.seconds:.1f}" if level.computed else ""
+        table.add_row(level.space, level.version, *(f"{n:,}" for n in counts), f"{level.seconds:.1f}", rate)
+    return table
+
+
+def examples_table(report: Any) -> Table:
+    """What the model says of some scenarios and users; `report` is a `KnowledgeReport`."""
+    title = "newest snapshot: apt words, and the facts that were told"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    for name in ("of", "words", "facts"):
+        table.add_column(name)
+    for example in report.examples:
+        told = f"\n[dim]{escape(example.told)}[/]" if example.told else ""
+        table.add_row(escape(example.key), escape(example.words), escape(example.text) + told)
+    return table
+
+
+def tastes_line(tastes: Any) -> str:
+    """How true the words are; `tastes` is a `TasteReport`."""
+    return (
+        f"planted favourite category, {tastes.users} users, {tastes.kinds} categories: the best word names it for "
+        f"{tastes.said:.1%} (by chance {tastes.chance:.1%}); the category that they clicked most is it for "
+        f"{tastes.clicked:.1%}"
+    )
 
 
 def ranking_table(ranking: Any, title: str) -> Table:

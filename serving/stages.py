@@ -27,7 +27,9 @@ from feature_repo.workspace import REPOSITORY, Workspace
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 MODELS = ("ple", "ple_scene_ids", "larr")
-WIDEST = "larr"  # its service holds what every other model's holds
+# Model -> its service. Each service holds what those before hold; the last one is there once a language model was asked
+# about users and scenarios (`knowledge`).
+SERVICES = {**{model: model for model in MODELS}, "llm4msr": "llm4msr", "larr_llm4msr": "llm4msr"}
 Report = Callable[[str, int, int], None]  # what, done, total
 
 
@@ -76,6 +78,7 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     stamp.clear()
     dataset = choice.load(report)
     _forget_online(workspace)
+    _forget_prompted(workspace)
     dataset.write(workspace.sources)
     tables = len(dataset.schema.statistics) + dataset.schema.like_minded + 1
     done = iter(range(tables))
@@ -96,6 +99,13 @@ def _forget_online(workspace: Workspace) -> None:
         tear_down(open_store(workspace))
     workspace.feature_store_yaml.unlink()
     Stamp.of(workspace, "materialize").clear()
+
+
+def _forget_prompted(workspace: Workspace) -> None:
+    """What a language model was told of the old log is not so in the new one. What it said is kept, prompt by prompt,
+    and asked for again where a prompt is the same."""
+    for space in columns.PROMPTED:
+        (workspace.knowledge / f"{space}.parquet").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +209,12 @@ def service_name(store: Any, model: str) -> str:
     """The name of a model's current service. Raises ValueError for an unknown model or before `apply`."""
     from feature_repo import services
 
-    if model not in MODELS:
-        raise ValueError(f"no model {model!r}; there are {', '.join(MODELS)}")
-    name: str = getattr(services, model).name
+    if model not in SERVICES:
+        raise ValueError(f"no model {model!r}; there are {', '.join(SERVICES)}")
+    service = getattr(services, SERVICES[model])
+    if service is None:
+        raise ValueError(f"{model} needs what a language model makes of users and scenarios: run `scenerank knowledge`")
+    name: str = service.name
     if name not in {service.name for service in store.list_feature_services()}:
         raise ValueError(f"service {name} is not registered: run `scenerank apply`")
     return name
@@ -209,39 +222,53 @@ def service_name(store: Any, model: str) -> str:
 
 def training_set(workspace: Workspace, store: Any, report: Report) -> Path:
     """The pull that all models train on: the widest service from the first training row to the end of the log."""
+    from feature_repo import services
     from trainers.training_set import Pull, backfill
 
     split = Schema.load(workspace.schema).split
-    pull = Pull(service=service_name(store, WIDEST), start=split.train, end=split.end)
+    widest = [model for model, service in SERVICES.items() if getattr(services, service) is not None][-1]
+    pull = Pull(service=service_name(store, widest), start=split.train, end=split.end)
     with quiet():
         return backfill(workspace, store, pull, lambda done, total: report("point-in-time pull", done, total))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """One training run: which model, at which size of recipe, from which seed."""
+    """One training run.
+
+    Args:
+        model: which of `SERVICES`.
+        size: of the recipe.
+        backbone: in place of PLE, by its kind; the bundle is then called `<model>_<backbone>`.
+        seed: of weights, order of rows and dropout.
+    """
 
     model: str
     size: str = "default"
+    backbone: str | None = None
     seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the bundle."""
+        return self.model if self.backbone is None else f"{self.model}_{self.backbone}"
 
 
 def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions, report: Report) -> Path:
-    """A training set -> a bundle, in `<workspace>/bundles/<model>`. Returns its folder.
+    """A training set -> a bundle, in `<workspace>/bundles/<name>`. Returns its folder.
 
-    Raises ValueError for an unknown model or size.
+    Raises ValueError for an unknown model, size or backbone.
     """
     from feature_repo import services
-    from trainers import rank, recipes
+    from trainers import rank
     from trainers.training_set import narrow, read
 
     service = service_name(store, options.model)
-    if options.size not in get_args(recipes.Size):
-        raise ValueError(f"no recipe of size {options.size!r}; there are {', '.join(get_args(recipes.Size))}")
-    folder = workspace.bundles / options.model
+    recipe = recipe_of(options)
+    folder = workspace.bundles / options.name
     stamp = Stamp.of(
         workspace,
-        f"train-{options.model}",
+        f"train-{options.name}",
         options=repr(options),
         pulled=(pulled / "state.json").read_text(),
         code=_code("trainers", "feature_repo"),
@@ -250,22 +277,38 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
         return folder
     stamp.clear()
     schema = Schema.load(workspace.schema)
-    features = services.feature_references(getattr(services, options.model))
+    features = services.feature_references(getattr(services, SERVICES[options.model]))
     tables = {part: narrow(read(pulled, *_bounds(schema, part)), features) for part in ("train", "valid", "test")}
     oracle = workspace.source("oracle")
-    recipe = {"ple": recipes.ple, "ple_scene_ids": recipes.ple_scene_ids, "larr": recipes.larr}[options.model]
     trained = rank.train(
         rank.Parts(**tables, oracle=pq.read_table(oracle) if oracle.exists() else None),
         schema,
         matrices(workspace),
-        recipe(options.size),  # type: ignore[arg-type]  # one of the literal's words: checked above
+        recipe,
         rank.Provenance(service=service, features=features, trained_until=schema.split.valid),
         seed=options.seed,
-        progress=lambda done, planned, note: report(f"train {options.model}: {note}", done, planned),
+        progress=lambda done, planned, note: report(f"train {options.name}: {note}", done, planned),
     )
     trained.bundle.save(folder)
     stamp.set()
     return folder
+
+
+def recipe_of(options: TrainOptions) -> Any:
+    """The recipe that a person asked for. Raises ValueError for an unknown size or backbone."""
+    from trainers import recipes
+    from trainers.models.backbones import by_kind
+
+    if options.size not in get_args(recipes.Size):
+        raise ValueError(f"no recipe of size {options.size!r}; there are {', '.join(get_args(recipes.Size))}")
+    made = {
+        "ple": recipes.ple,
+        "ple_scene_ids": recipes.ple_scene_ids,
+        "larr": recipes.larr,
+        "llm4msr": recipes.llm4msr,
+        "larr_llm4msr": recipes.larr_llm4msr,
+    }[options.model](options.size)  # type: ignore[arg-type]  # one of the literal's words: checked above
+    return made if options.backbone is None else recipes.on_backbone(made, by_kind(options.backbone))
 
 
 def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path:
@@ -300,7 +343,7 @@ def matrices(workspace: Workspace) -> Mapping[str, Any]:
     """Every vector space that was embedded."""
     from trainers.knowledge import load_matrix
 
-    paths = {space: workspace.knowledge / f"{space}.parquet" for space in columns.KNOWLEDGE}
+    paths = {space: workspace.knowledge / f"{space}.parquet" for space in columns.SPACES}
     return {space: load_matrix(path) for space, path in paths.items() if path.exists()}
 
 

@@ -1,4 +1,4 @@
-"""Stages 1 and 2 and their test, as functions of one workspace: a person's choice, turned into a whole configuration.
+"""The stages of language models, as functions of one workspace: a person's choice, turned into a whole configuration.
 
 The run folder of a stage knows what it was made from; what is there is not done again.
 """
@@ -137,6 +137,47 @@ def probe(workspace: Workspace, model: str, moments: int, report: Report) -> Any
     config = ProbeConfig(moments=moments)
     hold_out = stage.hold_out_of(workspace) or config.hold_out
     return stage.probe(workspace, stage.candidates(workspace, model), replace(config, hold_out=hold_out), report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnowledgeOptions:
+    """What a person chooses about prompted knowledge; the rest is `trainers.language.prompted.KnowledgeConfig`."""
+
+    model: str = "smollm2"
+    pooling: str = "last"
+    scenario_prompt: str = "contrast"
+    user_prompt: str = "interests"
+    every: int = 7
+    liked: int = 8
+    left: int = 4
+    platform: str | None = None
+    words: Path | None = None
+    tokens: int = 32
+    tell: bool = False
+    max_length: int = 1024
+
+
+def knowledge(workspace: Workspace, options: KnowledgeOptions, report: Report) -> Any:
+    """The log -> what a frozen language model makes of scenarios and users. Returns its `KnowledgeReport`.
+
+    What the model was asked before is not asked again. Raises ValueError for an option that does not exist.
+    """
+    from trainers.language import prompted
+    from trainers.language.encoder import EncoderConfig
+    from trainers.language.facts import FactsConfig
+
+    config = prompted.KnowledgeConfig(
+        encoder=EncoderConfig(model=options.model, max_length=options.max_length),
+        pooling=options.pooling,  # type: ignore[arg-type]  # a word that is none is refused
+        scenario_prompt=options.scenario_prompt,
+        user_prompt=options.user_prompt,
+        facts=FactsConfig(every_days=options.every, liked=options.liked, left=options.left),
+        platform=options.platform,
+        words=options.words,
+        tokens=options.tokens,
+        tell=options.tell,
+    )
+    return prompted.ask(workspace, config, report)
 
 
 def _said(**options: float | None) -> dict[str, float]:

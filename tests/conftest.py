@@ -228,6 +228,12 @@ def city(tiny_model: Path) -> City:
     return made
 
 
+@pytest.fixture(scope="session")
+def project_in() -> Callable[[Path], Project]:
+    """`project_in(folder)`: the sources as they are, with this folder as workspace."""
+    return lambda folder: Project(ROOT, Workspace(folder))
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Project:
     """The sources as they are, with a new workspace."""

@@ -139,7 +139,9 @@ def input_sizes(encoding: Encoding) -> InputSizes:
 
 def spaces_of(config: Ranker.Config) -> tuple[str, ...]:
     """The vector spaces that a ranker of this configuration reads."""
-    return config.features.text_spaces + ((SCENE_SPACE,) if config.reads_scene_vectors else ())
+    scene = (SCENE_SPACE,) if config.reads_scene_vectors else ()
+    known = config.knowledge.spaces if config.knowledge else ()
+    return tuple(dict.fromkeys((*config.features.text_spaces, *scene, *known)))
 
 
 def build_ranker(config: Ranker.Config, encoding: Encoding, matrices: Mapping[str, VectorMatrix]) -> Ranker:

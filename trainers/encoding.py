@@ -112,7 +112,7 @@ class Encoding:
         names = [*user_columns, *poi_columns, *(columns.scene(name) for name in scenes)]
         clicks, orders = (pc.sum(table[label]).as_py() or 0 for label in columns.LABELS)
         rates = ((clicks + 1) / (len(table) + 2), (orders + 1) / (clicks + 2))
-        spaces = tuple(s for s in columns.KNOWLEDGE if columns.knowledge(s, columns.ROW) in table.column_names)
+        spaces = tuple(s for s in columns.SPACES if columns.knowledge(s, columns.ROW) in table.column_names)
         numbers = derive_numbers(table, schema.timezone, rates, schema.near_km)
         return Encoding(
             timezone=schema.timezone,

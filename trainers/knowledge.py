@@ -1,8 +1,8 @@
 """Vectors that a language model left in a knowledge file, as one matrix to look rows up in (numpy and Arrow only).
 
-A knowledge file (`trainers.language.embed` writes it) holds one vector space: texts of one kind, embedded by one
-version of one encoder. Training sets and requests carry row numbers of its matrix, never vectors. Row 0 is "missing"
-and all zeros; other rows never change their meaning within a version.
+A knowledge file (`trainers.language.embed` or `.prompted` writes it) holds one vector space: texts of one kind, read by
+one version of one encoder. Training sets and requests carry row numbers of its matrix, never vectors. Row 0 is
+"missing" and all zeros; other rows never change their meaning within a version.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ MISSING_ROW = 0
 # The space that scene slots point into; the others describe the impression itself.
 SCENE_SPACE = next(space for space, key in columns.KNOWLEDGE.items() if key == columns.SCENE_VALUE)
 POI_SPACE, USER_SPACE = "poi_text", "user_text"
+USER_KNOWLEDGE, SCENARIO_KNOWLEDGE = "user_knowledge", "scenario_knowledge"
 MODEL = "model"  # the field of a knowledge view that says which model wrote a vector
 
 
@@ -34,7 +35,7 @@ class VectorMatrix:
     """One vector space. N records say from when on a key has a row; several may point to the same row.
 
     Args:
-        space: name of the vector space, one of `columns.KNOWLEDGE`.
+        space: name of the vector space, one of `columns.SPACES`.
         version: the encoder's version; rows of different versions are never comparable.
         matrix: float32 (rows + 1, width), raw vectors; row 0 is zeros.
         keys: N external ids or scene values.
@@ -92,11 +93,11 @@ def load_matrix(path: Path) -> VectorMatrix:
     if not path.is_file():
         raise KnowledgeError(f"{path}: no such knowledge file; embed the texts first")
     names = pq.read_schema(path).names
-    space = next((s for s in columns.KNOWLEDGE if columns.knowledge(s, columns.VECTOR) in names), None)
+    space = next((s for s in columns.SPACES if columns.knowledge(s, columns.VECTOR) in names), None)
     if space is None:
-        raise KnowledgeError(f"{path}: no vector column of {list(columns.KNOWLEDGE)} in {names}; embed the texts again")
+        raise KnowledgeError(f"{path}: no vector column of {list(columns.SPACES)} in {names}; embed the texts again")
     key, row, version, vector = (
-        columns.KNOWLEDGE[space],
+        columns.SPACES[space],
         columns.knowledge(space, columns.ROW),
         columns.knowledge(space, columns.VERSION),
         columns.knowledge(space, columns.VECTOR),

@@ -68,16 +68,27 @@ def _read_scalar(kind: Any, plain: object, place: str) -> Any:
 
 
 def _read_union(kinds: tuple[Any, ...], plain: object, place: str) -> Any:
-    """The first member of a union that the data fit; with one member beside None its own error is told."""
+    """The member that the data's `kind` names, else the first one that they fit; the last one tells what is wrong."""
     if plain is None and type(None) in kinds:
         return None
     others = [kind for kind in kinds if kind is not type(None)]
+    if len(others) > 1 and isinstance(plain, dict) and "kind" in plain:
+        named = [kind for kind in others if plain["kind"] in _names(kind)]
+        known = [name for kind in others for name in _names(kind)]
+        _checked(bool(named) or not known, plain["kind"], f"{place}.kind", f"one of {known}")
+        others = named or others
     for kind in others[:-1]:
         try:
             return _read(kind, plain, place)
         except PlainDataError:
             continue
     return _read(others[-1], plain, place)
+
+
+def _names(kind: Any) -> tuple[Any, ...]:
+    """What the field `kind` of a dataclass may be, where it is a literal."""
+    hint = get_type_hints(kind).get("kind") if is_dataclass(kind) else None
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def _checked(right: bool, plain: object, place: str, expected: str) -> object:

@@ -13,9 +13,12 @@ from typing import Literal
 from trainers.knowledge import POI_SPACE
 from trainers.loop import FitConfig
 from trainers.losses import LossConfig
+from trainers.models.backbones import BackboneConfig
 from trainers.models.backbones.ple import Ple
 from trainers.models.embedding import FeatureEmbedding
 from trainers.models.larr import SceneUse
+from trainers.models.llm4msr import KnowledgeUse
+from trainers.models.meta_layers import MetaLayers
 from trainers.models.ranker import Ranker
 from trainers.models.scene_encoder import SceneEncoder
 
@@ -56,6 +59,28 @@ def larr(size: Size = "default") -> Recipe:
     model = _model(size)
     features = replace(model.features, text_spaces=(POI_SPACE,))
     return Recipe(name="larr", model=replace(model, features=features, scene=use), fit=_fit(size))
+
+
+def llm4msr(size: Size = "default") -> Recipe:
+    """LLM4MSR: meta layers generated from knowledge of user and scenario, around PLE."""
+    model = replace(_model(size), knowledge=_knowledge(size))
+    return Recipe(name="llm4msr", model=model, fit=_fit(size))
+
+
+def larr_llm4msr(size: Size = "default") -> Recipe:
+    """Both papers in one: the moment as vectors, and layers generated from knowledge of user and scenario."""
+    recipe = larr(size)
+    return replace(recipe, name="larr_llm4msr", model=replace(recipe.model, knowledge=_knowledge(size)))
+
+
+def on_backbone(recipe: Recipe, backbone: BackboneConfig) -> Recipe:
+    """The same ranker around another backbone."""
+    return replace(recipe, name=f"{recipe.name}_{backbone.kind}", model=replace(recipe.model, backbone=backbone))
+
+
+def _knowledge(size: Size) -> KnowledgeUse.Config:
+    layers = MetaLayers.Config(bottleneck=8, rank=4) if size == "tiny" else MetaLayers.Config()
+    return KnowledgeUse.Config(user=layers, scenario=layers, width=16 if size == "tiny" else 64)
 
 
 def _model(size: Size) -> Ranker.Config:

@@ -3,7 +3,8 @@
     <results>/cells/<hash>.json       the cell as plain data and its `Result`
     <scratch>/scores/<hash>.parquet   p(click) and p(order) of the test rows, which paired bootstraps need
 
-The hash is that of the cell's plain data and `VERSION`, so a cell is found again exactly while it means the same.
+The hash is that of the cell's plain data (what is None left out) and `VERSION`, so a cell is found again exactly while
+it means the same.
 Scores are written first, each file in one step: a cell whose JSON is there is complete.
 """
 
@@ -69,8 +70,15 @@ class Cell:
     @property
     def hash(self) -> str:
         """Sixteen hex digits."""
-        text = json.dumps(self.plain(), sort_keys=True, default=str)
+        text = json.dumps(said(self.plain()), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def said(plain: Any) -> Any:
+    """Plain data without entries of None: an option that was added, and is not used, makes no other cell."""
+    if isinstance(plain, dict):
+        return {name: said(value) for name, value in plain.items() if value is not None}
+    return [said(value) for value in plain] if isinstance(plain, list | tuple) else plain
 
 
 @dataclass(frozen=True, kw_only=True)

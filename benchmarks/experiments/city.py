@@ -14,7 +14,7 @@ from feature_repo.datasets import city
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.city import CityConfig, Variant
 from trainers import recipes
-from trainers.knowledge import POI_SPACE
+from trainers.knowledge import POI_SPACE, SCENE_SPACE
 from trainers.language.contrast import ContrastConfig
 from trainers.language.pretrain import PretrainConfig
 from trainers.recipes import Recipe, Size
@@ -113,6 +113,11 @@ class Scale:
     def random(self, seed: int, variant: Variant | None = None) -> Cell:
         """LARR in all but the vectors, whose directions are drawn at random (by the seed)."""
         vectors = RandomVectors(like=self.tuned, seed=seed)
+        return self.cell(seed, recipes.larr(self.size), vectors=vectors, variant=variant)
+
+    def random_scenes(self, seed: int, variant: Variant | None = None) -> Cell:
+        """LARR in all but the scene values' vectors: those of POIs keep their meaning."""
+        vectors = RandomVectors(like=self.tuned, seed=seed, spaces=(SCENE_SPACE,))
         return self.cell(seed, recipes.larr(self.size), vectors=vectors, variant=variant)
 
     def larr(self, seed: int, variant: Variant | None = None) -> Cell:

@@ -26,6 +26,7 @@ def experiment(scale: Scale) -> Experiment:
         ("LARR", "PLE + scene ids"),
         ("LARR", "PLE + scene ids + POI text"),
         ("LARR", "PLE + random vectors"),
+        ("LARR", "LARR, moments at random"),
         ("LARR", "LARR without POI text"),
     )
     return Experiment(
@@ -37,6 +38,7 @@ def experiment(scale: Scale) -> Experiment:
             "PLE + scene ids": scale.scene_ids,
             "PLE + scene ids + POI text": scale.scene_ids_and_text,
             "PLE + random vectors": scale.random,
+            "LARR, moments at random": scale.random_scenes,
             "LARR without POI text": larr_without,
             "LARR": scale.larr,
         },

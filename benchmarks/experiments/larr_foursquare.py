@@ -32,6 +32,7 @@ from benchmarks.experiments.vectors import LanguageModel, RandomVectors, Vectors
 from trainers import recipes
 from trainers.loop import FitConfig
 from trainers.losses import LossConfig
+from trainers.models.backbones.ple import Ple
 from trainers.models.embedding import FeatureEmbedding
 from trainers.recipes import Recipe
 
@@ -58,7 +59,7 @@ def sparse(recipe: Recipe) -> Recipe:
     scene = recipe.model.scene
     if scene is not None:
         scene = replace(scene, encoder=replace(scene.encoder, width=32, feed_forward=64, output=16))
-    backbone = replace(recipe.model.backbone, expert_widths=(64, 32), dropout=0.3)
+    backbone = Ple.Config(expert_widths=(64, 32), tower_widths=(32,), dropout=0.3)
     fit = FitConfig(epochs=4, batch_size=2048, learning_rate=2e-3, table_decay=3.0, watch="log_likelihood")
     return replace(
         recipe,

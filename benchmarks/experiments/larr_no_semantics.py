@@ -1,4 +1,8 @@
-"""A world where moments mean nothing: what helps there is not meaning. An equivalence test."""
+"""A world where moments mean nothing: what helps there is not meaning. An equivalence test.
+
+What POIs are called goes on to mean something (people's tastes are of kinds of places), so the clean comparisons are
+those in which both sides read POIs: with ids of the moment, and with vectors of the moment that are drawn at random.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +18,20 @@ MARGIN = 0.001  # of relative differences
 
 def experiment(scale: Scale) -> Experiment:
     silent = Variant(semantics=False)
+    references = {
+        "PLE + scene ids": scale.scene_ids,
+        "PLE + scene ids + POI text": scale.scene_ids_and_text,
+        "LARR, moments at random": scale.random_scenes,
+    }
     return Experiment(
         name="larr_no_semantics",
         question="Where the scene says nothing of what people want, is LARR as good as ids and as random vectors?",
         arms={
-            "PLE + scene ids": partial(scale.scene_ids, variant=silent),
-            "PLE + random vectors": partial(scale.random, variant=silent),
+            **{name: partial(make, variant=silent) for name, make in references.items()},
             "LARR": partial(scale.larr, variant=silent),
         },
         seeds=scale.core_seeds,
-        comparisons=tuple(
-            Comparison(ours="LARR", reference=reference, margin=MARGIN)
-            for reference in ("PLE + scene ids", "PLE + random vectors")
-        ),
+        comparisons=tuple(Comparison(ours="LARR", reference=reference, margin=MARGIN) for reference in references),
     )
 
 

@@ -83,7 +83,7 @@ def markdown(experiment: Experiment, findings: Findings, about: About) -> str:
     if findings.facts:
         names = list(dict.fromkeys(name for of in findings.facts.values() for name in of))
         body = [[what, *(f"{of[n]:,.4g}" if n in of else "-" for n in names)] for what, of in findings.facts.items()]
-        lines += ["", "## Beside the cells", "", *_table(["", *names], body)]
+        lines += ["", "## Beside the cells", "", *table(["", *names], body)]
     for at in (name for name in experiment.slices if name != ALL):
         lines += ["", f"{SLICE}{at}", ""]
         lines += _quality([row for row in findings.rows if row.slice == at], experiment.measures)
@@ -100,7 +100,7 @@ def _quality(rows: Sequence[Row], measures: Sequence[str]) -> list[str]:
     body = [
         [model, *(_mean(found[model, metric]) for metric in measures)] for model in dict.fromkeys(r.model for r in rows)
     ]
-    return _table(["model", *(NAMES[metric] for metric in measures)], body)
+    return table(["model", *(NAMES[metric] for metric in measures)], body)
 
 
 def _mean(row: Row) -> str:
@@ -125,7 +125,7 @@ def _differences(differences: Sequence[Difference]) -> list[str]:
         ]
         for d in differences
     ]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _interval(interval: Interval, form: str) -> str:
@@ -151,10 +151,10 @@ def _costs(costs: Sequence[Cost]) -> list[str]:
         ]
         for c in costs
     ]
-    return _table([*head, "alignment loss"], body)
+    return table([*head, "alignment loss"], body)
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table; the first column is text, the others are numbers or short words."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return [f"| {' | '.join(row)} |" for row in (head, rule, *body)]

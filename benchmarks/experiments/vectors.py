@@ -84,13 +84,18 @@ class RandomVectors:
     Args:
         like: gives width and lengths.
         seed: of all directions.
+        spaces: in these spaces only; the others keep the model's vectors. None: in all.
     """
 
     like: LanguageModel
     seed: int = 0
+    spaces: tuple[str, ...] | None = None
 
     def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
-        return random_like(self.like.of(space, texts, places), texts, self.seed)
+        meant = self.like.of(space, texts, places)
+        if self.spaces is not None and space not in self.spaces:
+            return meant
+        return random_like(meant, texts, self.seed)
 
     def models(self) -> tuple[LanguageModel, ...]:
         return (self.like,)

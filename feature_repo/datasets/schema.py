@@ -1,8 +1,9 @@
 """The canonical schema: what every loader must produce, checked row by row before anything is written.
 
-Five Parquet files and one JSON file make a dataset: `impressions`, `users`, `pois`, `scenarios`, optionally `oracle`
-(true probabilities, known for simulated worlds only; never a feature), and `schema.json`, which names the columns that
-differ between datasets. All times are UTC with microseconds; coordinates are WGS84 degrees.
+Four Parquet files and one JSON file make a dataset: `impressions`, `users`, `pois`, `scenarios`, and `schema.json`,
+which names the columns that differ between datasets. Simulated worlds add what only they can know and what is never a
+feature: `oracle` (true probabilities) and `favourites` (the kind of place that each user likes best). All times are UTC
+with microseconds; coordinates are WGS84 degrees.
 """
 
 from __future__ import annotations
@@ -200,6 +201,14 @@ ORACLE = pa.schema(
     ]
 )
 
+FAVOURITES = pa.schema(
+    [
+        pa.field(columns.USER_ID, pa.string(), nullable=False),
+        pa.field(columns.CATEGORY, pa.string(), nullable=False),
+    ]
+)
+TRUTH = {"oracle": ORACLE, "favourites": FAVOURITES}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -230,9 +239,9 @@ def conform(name: str, table: pa.Table, schema: Schema) -> pa.Table:
     Raises DataError for missing or surplus columns, nulls, uncastable values, duplicate keys, orders without a click,
     outcomes before their impression, coordinates off the globe and times after the end of the split.
     """
-    wanted = ORACLE if name == "oracle" else schema.tables().get(name)
+    wanted = TRUTH.get(name) or schema.tables().get(name)
     if wanted is None:
-        raise DataError(f"{name}: no such table; a dataset has {sorted(schema.tables())} and optionally oracle")
+        raise DataError(f"{name}: no such table; a dataset has {sorted(schema.tables())} and optionally {[*TRUTH]}")
     missing = [c for c in wanted.names if c not in table.column_names]
     surplus = [c for c in table.column_names if c not in wanted.names]
     if missing or surplus:
@@ -260,7 +269,7 @@ def check_references(tables: Mapping[str, pa.Table]) -> None:
 
 def _check_rules(name: str, table: pa.Table, schema: Schema) -> None:
     key = {"impressions": columns.ROW_ID, "users": columns.USER_ID, "pois": columns.POI_ID}.get(name)
-    key = key or {"scenarios": columns.SCENARIO_ID, "oracle": columns.ROW_ID}[name]
+    key = key or {"scenarios": columns.SCENARIO_ID, "oracle": columns.ROW_ID, "favourites": columns.USER_ID}[name]
     _check_unique(name, table, key)
     for latitude, longitude in (
         (columns.LATITUDE, columns.LONGITUDE),

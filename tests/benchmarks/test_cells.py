@@ -60,6 +60,11 @@ def test_another_cell_has_another_hash(other):
     assert other.hash != CELL.hash
 
 
+def test_an_option_that_says_nothing_makes_no_other_cell():
+    plain = {"a": 1, "b": None, "c": [{"d": None, "e": 0}], "f": {"g": None}}
+    assert cells.said(plain) == {"a": 1, "c": [{"e": 0}], "f": {}}
+
+
 def test_a_new_version_is_another_cell(monkeypatch):
     before = CELL.hash
     monkeypatch.setattr(cells, "VERSION", cells.VERSION + 1)

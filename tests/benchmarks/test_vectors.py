@@ -67,6 +67,15 @@ def test_vectors_of_every_kind_have_one_row_a_text(places, model):
         assert not np.array_equal(found[0], found[1])
 
 
+def test_chance_may_be_kept_to_some_spaces(places, model):
+    for space in ("poi_text", "user_text"):
+        read(Reading(model=model, space=space, texts=("soup", "bread")), places)
+    kind = RandomVectors(like=model, spaces=("user_text",))
+    meant = {space: model.of(space, ["soup", "bread"], places) for space in ("poi_text", "user_text")}
+    np.testing.assert_array_equal(kind.of("poi_text", ["soup", "bread"], places), meant["poi_text"])
+    assert not np.allclose(kind.of("user_text", ["soup", "bread"], places), meant["user_text"])
+
+
 def test_a_model_that_is_not_at_hand_has_no_versions(places, model):
     assert LanguageModel(model=str(places.scratch / "gone")).versions(places) is None
     assert model.versions(places).keys() == {

@@ -22,28 +22,77 @@ from trainers.batches import InMemory
 from trainers.loop import FitConfig, fit
 from trainers.losses import ranking_loss
 from trainers.metrics import auc
+from trainers.models.backbones import BackboneConfig
+from trainers.models.backbones.adasparse import AdaSparse
+from trainers.models.backbones.aitm import Aitm
+from trainers.models.backbones.hamur import Hamur
+from trainers.models.backbones.light_gcn import LightGcn
+from trainers.models.backbones.m2m import M2m
+from trainers.models.backbones.m3oe import M3oE
+from trainers.models.backbones.mmoe import Mmoe
+from trainers.models.backbones.omoe import Omoe
+from trainers.models.backbones.pepnet import PepNet
+from trainers.models.backbones.sar_net import SarNet
+from trainers.models.backbones.sasrec import SasRec
+from trainers.models.backbones.scenario_ple import ScenarioPle
+from trainers.models.backbones.shared_bottom import SharedBottom
+from trainers.models.backbones.star import Star
 from trainers.models.embedding import InputSizes
 from trainers.models.ranker import Ranker, Scores
 from trainers.recipes import Recipe
 
-RANKERS = (recipes.ple, recipes.ple_scene_ids, recipes.larr)
+
+def on(backbone: BackboneConfig) -> Recipes:
+    """The ranker without scene on another backbone, the same one at all sizes."""
+    return lambda size: recipes.on_backbone(recipes.ple(size), backbone)
+
+
+Recipes = Callable[[recipes.Size], Recipe]
+BACKBONES: tuple[BackboneConfig, ...] = (
+    Aitm.Config(bottom_widths=(16, 8), tower_widths=(8,), order=(3, 1, 2)),
+    M2m.Config(expert_widths=(16, 8), scenario_widths=(8,), bottleneck=4),
+    Mmoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
+    Omoe.Config(expert_widths=(16, 8), tower_widths=(8,)),
+    ScenarioPle.Config(levels=2, expert_widths=(16, 8), tower_widths=(8,)),
+    Star.Config(bottom_widths=(16, 8), tower_widths=(8,), auxiliary_widths=(8,)),
+    AdaSparse.Config(layer_widths=(16, 8), tower_widths=(8,)),
+    Hamur.Config(layer_widths=(16, 8), adapter_width=8, matrix_side=4, hyper_width=16, tower_widths=(8,)),
+    LightGcn.Config(width=8, layer_widths=(16, 8), tower_widths=(8,)),
+    M3oE.Config(star_width=8, width=16, shared_experts=2, expert_widths=(8,), tower_widths=(8,)),
+    PepNet.Config(gate_width=8, tower_widths=(16, 8)),
+    SarNet.Config(expert_width=8, tower_widths=(8,)),
+    SasRec.Config(width=8, feed_forward=16, layer_widths=(16, 8), tower_widths=(8,)),
+    SharedBottom.Config(bottom_widths=(16, 8), tower_widths=(8,)),
+)
+RANKERS = (
+    recipes.ple,
+    recipes.ple_scene_ids,
+    recipes.larr,
+    recipes.llm4msr,
+    recipes.larr_llm4msr,
+    *(pytest.param(on(backbone), id=backbone.kind) for backbone in BACKBONES),
+)
 SIZES = InputSizes(
     cardinalities=(4, 21, 31, 6),  # scenario, user, POI, category; id 0 is unknown
     user_fields=2,
     numbers=3,
     scene_cardinalities=(5, 4, 9),
-    text_spaces=("poi_text",),
+    text_spaces=("poi_text", "user_knowledge", "scenario_knowledge"),
     scene_space="scene_text",
 )
 SCENE_ROWS = 40
+LAST_BIASES = (  # what every backbone ends in
+    "auxiliary_head.bias_G1O",
+    "head.shared_bias_G1O",
+    "heads.bias_G1O",
+    "towers.heads.bias_SG1O",
+)
 OFFSETS = (0, 5, 9)
 # Click logit by deciding value and category. Over all four values each category is worth the same, so that whoever does
 # not see the value can learn nothing.
 TASTE = torch.tensor(
     [[0.0, -3, -3, 3, 0, 3], [0, 3, -3, 0, 3, -3], [0, -3, 3, 0, -3, 3], [0, 3, 3, -3, 0, -3]],
 )
-
-Recipes = Callable[[recipes.Size], Recipe]
 
 
 def batch_of(rows: int, seed: int, taste: str = "scenario") -> Batch:
@@ -68,7 +117,8 @@ def batch_of(rows: int, seed: int, taste: str = "scenario") -> Batch:
         numeric_BD=torch.randn(rows, SIZES.numbers, generator=rng),
         recent_poi_BN=recent,
         recent_age_BN=torch.rand(rows, 20, generator=rng) * (recent > 0),
-        text_row_BK=torch.where(torch.rand(rows, 1, generator=rng) < 0.1, 0, ids[:, 2:3]),
+        # Of the POI, of the user's knowledge, of the scenario's.
+        text_row_BK=torch.where(torch.rand(rows, 1, generator=rng) < 0.1, 0, ids[:, [2, 1, 0]]),
         scene_of_row_B=scene_of_row,
         scene_id_US=scene_id,
         scene_row_US=scene_row,
@@ -83,7 +133,9 @@ def _true_logit(ids_BF: Tensor, scene_id_BS: Tensor, taste: str) -> Tensor:
 
 def matrices() -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(3)
-    shapes = {"scene_text": (SCENE_ROWS, 16), "poi_text": (SIZES.cardinalities[2], 12)}
+    scenarios, users, pois = SIZES.cardinalities[:3]
+    shapes = {"scene_text": (SCENE_ROWS, 16), "poi_text": (pois, 12)}
+    shapes |= {"user_knowledge": (users, 10), "scenario_knowledge": (scenarios, 10)}
     made = {space: torch.randn(shape, generator=rng) + 3.0 for space, shape in shapes.items()}
     for matrix in made.values():
         matrix[0] = 0.0
@@ -153,7 +205,9 @@ def test_evaluation_twice_gives_the_same(recipe: Recipes) -> None:
 def test_logits_come_out(recipe: Recipes) -> None:
     ranker, batch = ranker_of(recipe("tiny")), batch_of(50, seed=4)
     with torch.no_grad():
-        ranker.backbone.heads.bias_G1O.fill_(-30.0)  # below any probability, beyond any sigmoid
+        for name, parameter in ranker.backbone.named_parameters():
+            if name in LAST_BIASES:
+                parameter.fill_(-30.0)  # below any probability, beyond any sigmoid
         scores = ranker(batch)
     assert scores.click_logit_B.shape == scores.conversion_logit_B.shape == (50,)
     assert bool((scores.click_logit_B < -20).all()) and bool((scores.conversion_logit_B < -20).all())

@@ -98,13 +98,41 @@ MISTAKES = (
         wrong="clicked_before=schema.split.end)",
         tests=("tests/trainers/language/test_clicks.py", "tests/trainers/language/test_pairs.py"),
     ),
+    Mistake(
+        name="a prompt tells outcomes of its very moment",
+        file="trainers/language/facts.py",
+        right="WHERE {KNOWN} < ?",
+        wrong="WHERE {KNOWN} <= ?",
+        tests=("tests/trainers/language/test_facts.py",),
+    ),
+    Mistake(
+        name="a prompt tells clicks before they were known",
+        file="trainers/language/facts.py",
+        right="greatest(i.{columns.EVENT_TIMESTAMP}, i.{columns.OUTCOME_TIMESTAMP},\n",
+        wrong="greatest(i.{columns.EVENT_TIMESTAMP},\n",
+        tests=("tests/trainers/language/test_facts.py",),
+    ),
+    Mistake(
+        name="one prior for all snapshots",
+        file="trainers/language/prompted.py",
+        right="groupby(asked, key=lambda question: question.time_us)",
+        wrong="groupby(asked, key=lambda question: 0)",
+        tests=("tests/trainers/language/test_prompted.py",),
+    ),
+    Mistake(
+        name="a state read before the last token that was written",
+        file="trainers/language/generation.py",
+        right="states.append(state_nE)",
+        wrong="states.append(asked_nE)",
+        tests=("tests/trainers/language/test_poolings.py",),
+    ),
 )
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name.replace(" ", "-"))
 def test_a_mistake_is_found(mistake: Mistake, tmp_path: Path) -> None:
     for folder in ("feature_repo", "trainers", "serving", "tests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     source = tmp_path / mistake.file
     text = source.read_text()

@@ -35,8 +35,9 @@ def test_definitions_export_every_feast_object(city):
     named = {name: getattr(definitions, name) for name in definitions.__all__}
     kept = {id(value) for value in named.values() if value is not None}
     assert sorted(name for key, name in declared.items() if key not in kept) == []
-    # The city keeps the usual statistics; the views of all else that can be kept are None, and nothing else is.
+    # The city keeps the usual statistics and no language model was asked about it; the views of all else that can be
+    # kept or asked for are None, and nothing else is.
     others = {f"{owner}_stats" for owner in columns.STATISTICS.keys() - set(columns.USUAL_STATISTICS)}
-    others |= {"user_like_minded"}
+    others |= {"user_like_minded", *columns.PROMPTED, "llm4msr"}
     assert {name for name, value in named.items() if value is None} == others
     assert len(kept) + len(others) == len(named) == len(definitions.__all__)

@@ -17,7 +17,7 @@ from feature_repo.workspace import Workspace
 from serving import cli
 
 VERBS = (
-    *("run", "data", "model", "pretrain", "embed", "apply", "diff", "materialize"),
+    *("run", "data", "model", "pretrain", "embed", "knowledge", "apply", "diff", "materialize"),
     *("backfill", "train", "index", "serve", "rank", "recommend"),
 )
 TINY_CITY = ("--users", "20", "--days", "14", "--pois", "30")
@@ -57,6 +57,9 @@ def test_every_verb_explains_itself(scenerank, verb):
         (("pretrain", "--sharding", "zero"), "no sharding 'zero'; there are ddp and fsdp"),
         (("pretrain", "--steps", "0"), "steps, log_every, checkpoint_every and threads must be positive"),
         (("pretrain", "--general", "2"), "general, histories and conditional are shares in 0 .. 1"),
+        (("knowledge",), "holds no source tables; build those of this workspace first"),
+        (("knowledge", "--pooling", "max"), "no pooling 'max'; there are last, generated-last"),
+        (("knowledge", "--every", "0"), "every_days, liked, kinds and clicks must be positive"),
         (("materialize",), "feature_store.yaml is not there: run `scenerank apply` first"),
         (("train",), "feature_store.yaml is not there: run `scenerank apply` first"),
     ],
@@ -162,6 +165,8 @@ def test_the_loop_starts_with_data(project):
             ("train", "--model", "ple", "--recipe", "vast"),
             "no recipe of size 'vast'; there are tiny, default, reference",
         ),
+        (("backfill", "--model", "llm4msr"), "llm4msr needs what a language model makes of users and scenarios"),
+        (("knowledge", "--user-prompt", "haiku"), "no user prompt 'haiku': neither a file nor one of history"),
         (("backfill", "--scenario", "siesta"), "no impressions of scenario 'siesta'"),
         (("serve", "--model", "ple_scene_ids"), "bundles/ple_scene_ids"),
         (("serve", "--address", "0.0.0.0:0"), "0.0.0.0"),

@@ -29,7 +29,27 @@ class Outer:
     anything: Any = None
 
 
-@pytest.mark.parametrize("recipe", [recipes.ple, recipes.ple_scene_ids, recipes.larr])
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    side: float = 1.0
+    kind: Literal["square"] = "square"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle:
+    radius: float = 1.0
+    kind: Literal["circle"] = "circle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    shape: Square | Circle | None = None
+
+
+EVERY = (recipes.ple, recipes.ple_scene_ids, recipes.larr, recipes.llm4msr, recipes.larr_llm4msr)
+
+
+@pytest.mark.parametrize("recipe", EVERY)
 @pytest.mark.parametrize("size", ["tiny", "default", "reference"])
 def test_every_recipe_survives_json(recipe: Any, size: recipes.Size) -> None:
     assert from_plain(Recipe, json.loads(json.dumps(to_plain(recipe(size))))) == recipe(size)
@@ -63,3 +83,12 @@ def test_defaults_may_be_absent_and_integers_are_floats() -> None:
 def test_what_does_not_fit_is_refused_by_place(plain: object, message: str) -> None:
     with pytest.raises(PlainDataError, match=message):
         from_plain(Outer, plain)
+
+
+def test_the_kind_says_which_member_of_a_union_is_meant() -> None:
+    assert from_plain(Drawing, {"shape": {"kind": "square", "side": 2}}) == Drawing(shape=Square(side=2.0))
+    assert from_plain(Drawing, {"shape": {"radius": 3}}) == Drawing(shape=Circle(radius=3.0))
+    with pytest.raises(PlainDataError, match=r"shape: unknown entries \['radius'\]"):
+        from_plain(Drawing, {"shape": {"kind": "square", "radius": 2}})
+    with pytest.raises(PlainDataError, match=r"shape.kind: expected one of \['square', 'circle'\], got 'line'"):
+        from_plain(Drawing, {"shape": {"kind": "line"}})

@@ -9,7 +9,6 @@ available: when its text was and its model was. Until then it is neither trained
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from feature_repo.workspace import Workspace
 from trainers.knowledge import MODEL
 from trainers.language.encoder import Backend, EncoderConfig, Progress, TextEncoder
 from trainers.language.model import ModelError
+from trainers.language.parquet import link, vector_array, vectors_of, write
 from trainers.language.texts import collect
 
 CHECKPOINT_TEXTS = 256
@@ -85,7 +85,7 @@ def embed(
     into this process, or into `backend`. An interrupted run keeps what it computed. Raises TextError or ModelError.
     """
     encoder: TextEncoder | None = None
-    model_us = _model_us(config)
+    model_us = available_us(config)
     reports = []
     for space in spaces:
         started = time.perf_counter()
@@ -144,7 +144,7 @@ def merge(old: Iterable[Record], source: Iterable[Text], *, model: str, now: dat
     return sorted(merged, key=lambda r: (r.row, r.time_us))
 
 
-def _model_us(config: EncoderConfig) -> int:
+def available_us(config: EncoderConfig) -> int:
     """From when on the model was there: the cut-off of the log that it learned from; the epoch for one that did not."""
     available_at = config.available_at() or EPOCH
     if available_at.tzinfo is None:
@@ -204,9 +204,7 @@ class _Archive:
         known: dict[str, np.ndarray] = {}
         for file in [*sorted(self._checkpoints.glob("*.parquet")), *([self.path] if self.path.is_file() else [])]:
             table = pq.read_table(file, columns=[text, vector])
-            chunks = (c for c in table[vector].chunks if len(c))
-            vectors = (v for c in chunks for v in c.flatten().to_numpy().reshape(len(c), -1))
-            known |= dict(zip(table[text].to_pylist(), vectors, strict=True))
+            known |= dict(zip(table[text].to_pylist(), vectors_of(table[vector]), strict=True))
         return known
 
     def records(self) -> list[Record]:
@@ -224,14 +222,14 @@ class _Archive:
         self._checkpoints.mkdir(parents=True, exist_ok=True)
         number = len(list(self._checkpoints.glob("*.parquet")))
         text, vector = (columns.knowledge(self.space, name) for name in (columns.TEXT, columns.VECTOR))
-        table = pa.table({text: pa.array(list(vectors), pa.string()), vector: _vector_array(list(vectors.values()))})
-        _write(table, self._checkpoints / f"{number:06d}.parquet")
+        table = pa.table({text: pa.array(list(vectors), pa.string()), vector: vector_array(list(vectors.values()))})
+        write(table, self._checkpoints / f"{number:06d}.parquet")
 
     def write(self, records: Sequence[Record], vectors: Mapping[str, np.ndarray]) -> None:
         """Put the version's table in place, if it changed, and make it the current one."""
         if list(records) != self.records() or not self.path.is_file():
-            _write(self._table(records, vectors), self.path)
-        _link(self.path, self.current)
+            write(self._table(records, vectors), self.path)
+        link(self.path, self.current)
         shutil.rmtree(self._checkpoints, ignore_errors=True)
 
     def _table(self, records: Sequence[Record], vectors: Mapping[str, np.ndarray]) -> pa.Table:
@@ -243,7 +241,7 @@ class _Archive:
             columns.VERSION: pa.array([self.version] * len(records), pa.string()),
             columns.TEXT_HASH: pa.array(hashes, pa.string()),
             columns.TEXT: pa.array([r.text for r in records], pa.string()),
-            columns.VECTOR: _vector_array([vectors[r.text] for r in records]),
+            columns.VECTOR: vector_array([vectors[r.text] for r in records]),
             MODEL: pa.array([r.model for r in records], pa.string()),
             columns.COMPUTED_AT: computed,
         }
@@ -251,31 +249,3 @@ class _Archive:
         clock = {columns.EVENT_TIMESTAMP: times, columns.CREATED_TIMESTAMP: times}
         named = {columns.knowledge(self.space, field): values for field, values in fields.items()}
         return pa.table({columns.KNOWLEDGE[self.space]: keys, **clock, **named})
-
-
-def _vector_array(vectors: Sequence[np.ndarray]) -> pa.Array:
-    """n vectors of one width as list<float32>."""
-    width = len(vectors[0]) if vectors else 0
-    offsets = np.arange(len(vectors) + 1, dtype=np.int32) * width
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate([np.zeros(0, np.float32), *vectors])))
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    """All or nothing: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, staged, compression="zstd")
-    os.replace(staged, path)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, in one step."""
-    if target.is_file() and target.samefile(source):
-        return
-    staged = target.with_name(f".{target.name}.{os.getpid()}")
-    staged.unlink(missing_ok=True)
-    try:
-        os.link(source, staged)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, staged)
-    os.replace(staged, target)

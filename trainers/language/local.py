@@ -1,4 +1,4 @@
-"""Pooled states of a language model in this process: the backbone alone, in bfloat16 where the hardware has it."""
+"""A language model in this process, in bfloat16 where the hardware has it: pooled states, and what its head says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenizer
+from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from trainers.language.encoder import SLOT, EncoderConfig, Pooled
 from trainers.language.model import ModelError, fastest_dtype, quiet, threads_of
@@ -48,6 +49,28 @@ class Prompts:
         if empty := [text for text, prompt in zip(texts, fitted, strict=True) if not prompt.ids]:
             raise ModelError(f"text {empty[0]!r} in template {template!r} is empty; remove it")
         return fitted
+
+    def whole(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Tokens of prompts of which nothing may be cut. Raises ModelError for one that is too long, or empty."""
+        ids: list[list[int]] = self._tokenizer(list(prompts))["input_ids"] if prompts else []
+        longest = max(range(len(ids)), key=lambda i: len(ids[i]), default=0)
+        if ids and len(ids[longest]) > self._max_length:
+            raise ModelError(
+                f"a prompt has {len(ids[longest])} tokens and {self._max_length} are allowed; tell less or raise "
+                f"max_length: {prompts[longest][:200]!r} ..."
+            )
+        if not all(ids):
+            raise ModelError("a prompt is empty; give it words")
+        return ids
+
+    def pieces(self, word: str) -> list[int]:
+        """The tokens of a word in the middle of a text."""
+        ids: list[int] = self._tokenizer(word, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        words: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return words
 
     def _cut(self, text: str, template: str, room: int) -> Prompt:
         """Shorten the text, in whole tokens, until text and template fit: tokens may merge where they meet."""
@@ -149,3 +172,45 @@ class LocalModel:
         if not same:
             self._model.set_attn_implementation(usual)
         return same
+
+
+def is_causal(config: EncoderConfig) -> bool:
+    """Whether a model was made to go on writing; only its settings are read."""
+    made: Any = getattr(AutoConfig.from_pretrained(config.folder()), "architectures", None)
+    return bool(set(made or ()) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
+
+
+class CausalModel:
+    """A loaded causal language model with its head, which says what comes next.
+
+    Attributes:
+        model: the network. prompts: its tokenizer.
+        ends: tokens after which nothing more is said.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Raises ModelError for a model that was not made to go on writing."""
+        quiet()
+        if not is_causal(config):
+            raise ModelError(f"{config.model} is no causal language model, and prompts need one; choose another")
+        self.prompts = Prompts(config.folder(), config.max_length)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.max_tokens = config.max_tokens or BATCH_TOKENS[self.device]
+        dtype = getattr(torch, fastest_dtype(config.dtype, self.device))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(config.folder(), dtype=dtype)
+        self.model: Any = loaded.to(self.device).eval()
+        end = self.model.generation_config.eos_token_id
+        self.ends: list[int] = end if isinstance(end, list) else [] if end is None else [end]
+        self.name = f"{config.model} {str(dtype).removeprefix('torch.')}"
+
+    def directions(self, words: Sequence[str]) -> np.ndarray:
+        """For each word the direction of states after which the head would say it: float32 (W, width).
+
+        The mean over the word's tokens, spelt with and without a blank before it. A bias of the head is left out: it is
+        the same after every prompt.
+        """
+        head_VE = self.model.get_output_embeddings().weight.detach().float()
+        spelt = [[self.prompts.pieces(spelling) for spelling in (word, f" {word}")] for word in words]
+        means = [torch.stack([head_VE[ids].mean(0) for ids in both]).mean(0) for both in spelt]
+        directions_WE: np.ndarray = torch.stack(means).cpu().numpy()
+        return directions_WE

@@ -28,8 +28,8 @@ class InputSizes:
 
     Attributes:
         cardinalities: ids of each column of `categorical_BF`, the unknown one included.
-        user_fields: how many of these, the first ones, describe user and scenario; the others describe the POI, and the
-            first of the others is the POI id itself.
+        user_fields: how many of these, the first ones, describe scenario and user, their ids first; the others describe
+            the POI, and the first of the others is the POI id itself.
         numbers: columns of `numeric_BD`.
         scene_cardinalities: ids of each scene slot.
         text_spaces: names of the columns of `text_row_BK`.
@@ -141,12 +141,20 @@ class FrozenVectors(nn.Module):
         return projected[inverse]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Features:
-    """What a row offers to scene use and backbone."""
+    """What B rows offer to scene use and backbones. Most read `flat_BI` and the scenario; some look at the parts."""
 
-    flat_BI: Tensor
+    flat_BI: Tensor  # all that is known of a row, side by side
     poi_BP: Tensor  # the POI's side of every product
+    scenario_B: Tensor  # int64 id, 0 is unknown
+    user_B: Tensor  # int64 id
+    poi_B: Tensor  # int64 id
+    id_BFE: Tensor  # the embedded ids: scenario, user, the user's attributes, POI, the POI's attributes
+    recent_BNE: Tensor  # the embedded recent POIs, newest first
+    recent_age_BN: Tensor  # log(1 + hours) since each
+    recent_known_BN: Tensor  # bool, false beyond the end of the list
+    numeric_BD: Tensor  # standardised numbers
 
 
 class FeatureEmbedding(nn.Module):
@@ -162,7 +170,7 @@ class FeatureEmbedding(nn.Module):
         """
         Args:
             width: of one id's embedding.
-            product_width: of each user x POI, recent x POI (and scene x POI) product.
+            product_width: of each user x POI, recent x POI (and scene x POI) product; 0: no products.
             text_spaces: knowledge spaces whose vectors are inputs, of those that the batches carry.
             text_width: of one projected text vector.
             unknown_rate: share of ids that training replaces by "unknown".
@@ -196,9 +204,9 @@ class FeatureEmbedding(nn.Module):
         user_width = sizes.user_fields * config.width
         poi_width = (len(sizes.cardinalities) - sizes.user_fields) * config.width
         text_width = len(config.text_spaces) * config.text_width
-        self.user_side = nn.Linear(user_width, config.product_width, bias=False)
-        self.recent_side = nn.Linear(config.width, config.product_width, bias=False)
-        self.poi_side = nn.Linear(poi_width + text_width, config.product_width, bias=False)
+        self.user_side = _side(user_width, config.product_width)
+        self.recent_side = _side(config.width, config.product_width)
+        self.poi_side = _side(poi_width + text_width, config.product_width)
         self.dropout = Dropout(config.dropout)
         self.product_width = config.product_width
         self.width = user_width + poi_width + text_width + sizes.numbers + config.width + 2 * config.product_width
@@ -221,7 +229,8 @@ class FeatureEmbedding(nn.Module):
         id_BFE = self.table(batch.categorical_BF)
         user_BI, poi_BI = id_BFE[:, :users].flatten(1), id_BFE[:, users:].flatten(1)
         recent_BNE = self.table.column(users, batch.recent_poi_BN)
-        recent_BE = self.recent(id_BFE[:, users], recent_BNE, batch.recent_age_BN, batch.recent_poi_BN > 0)
+        known_BN = batch.recent_poi_BN > 0
+        recent_BE = self.recent(id_BFE[:, users], recent_BNE, batch.recent_age_BN, known_BN)
         texts = [
             vectors(batch.text_row_BK[:, self.sizes.text_spaces.index(space)])
             for space, vectors in zip(self.spaces, self.texts, strict=True)
@@ -229,7 +238,28 @@ class FeatureEmbedding(nn.Module):
         poi_BP = self.poi_side(torch.cat([poi_BI, *texts], dim=1))
         products = [self.user_side(user_BI) * poi_BP, self.recent_side(recent_BE) * poi_BP]
         embedded = self.dropout(torch.cat([user_BI, poi_BI, recent_BE, *texts, *products], dim=1))
-        return Features(torch.cat([batch.numeric_BD, embedded], dim=1), poi_BP)
+        return Features(
+            flat_BI=torch.cat([batch.numeric_BD, embedded], dim=1),
+            poi_BP=poi_BP,
+            scenario_B=batch.categorical_BF[:, 0],
+            user_B=batch.categorical_BF[:, 1],
+            poi_B=batch.categorical_BF[:, users],
+            id_BFE=id_BFE,
+            recent_BNE=recent_BNE,
+            recent_age_BN=batch.recent_age_BN,
+            recent_known_BN=known_BN,
+            numeric_BD=batch.numeric_BD,
+        )
+
+
+def _side(inputs: int, width: int) -> nn.Module:
+    """One side of a product: a linear map, or nothing of nothing."""
+    return nn.Linear(inputs, width, bias=False) if width else _Nothing()
+
+
+class _Nothing(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows[..., :0]
 
 
 class RecentPooling(nn.Module):

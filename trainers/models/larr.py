@@ -11,7 +11,7 @@ Letters: B rows, U distinct scenes, C scene width, P product width, I flat width
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -77,11 +77,12 @@ class SceneUse(nn.Module):
         scene_BC: Tensor = self.encoder(batch.scene_id_US, batch.scene_row_US)[batch.scene_of_row_B]
         return scene_BC
 
-    def utilize(self, scene_BC: Tensor, features: Features) -> Tensor:
+    def utilize(self, scene_BC: Tensor, features: Features) -> Features:
         """The backbone's input: the flat one, and if wished scene and scene x POI beside it."""
         if self.scene_side is None:
-            return features.flat_BI
-        return torch.cat([features.flat_BI, scene_BC, self.scene_side(scene_BC) * features.poi_BP], dim=1)
+            return features
+        beside = [scene_BC, self.scene_side(scene_BC) * features.poi_BP]
+        return replace(features, flat_BI=torch.cat([features.flat_BI, *beside], dim=1))
 
     def align(self, scene_BC: Tensor, features: Features, hidden_BH: Tensor) -> Aligned | None:
         """The pairs that InfoNCE pulls together, with gradients into both sides; None without guidance."""

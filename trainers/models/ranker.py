@@ -1,6 +1,7 @@
-"""Ranker: the features of a row, perhaps its scene, and a backbone, composed into the logits of click and conversion.
+"""Ranker: the features of a row, perhaps its scene, perhaps knowledge of user and scenario, and a backbone, composed.
 
-Every ranker of the project is a value of `Ranker.Config`: PLE without scene, PLE with scene ids, LARR with vectors.
+Every ranker of the project is a value of `Ranker.Config`: PLE without scene, PLE with scene ids, LARR with vectors of
+the scene, LLM4MSR with meta layers around any backbone, and both in one.
 Scores of a row never depend on the other rows of its batch: no batch statistics, no attention across rows.
 
 Letters: B rows, T tasks (click, conversion), R rows of a matrix, V its width.
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from trainers.batch import Batch
+from trainers.models.backbones import BackboneConfig, build_backbone
+from trainers.models.backbones.backbone import BackboneSizes, FittedBackbone
 from trainers.models.backbones.ple import Ple
-from trainers.models.embedding import FeatureEmbedding, InputSizes
+from trainers.models.embedding import FeatureEmbedding, Features, InputSizes
 from trainers.models.larr import Aligned, SceneUse
+from trainers.models.llm4msr import KnowledgeUse
 
 TASKS = 2
 
@@ -58,12 +62,14 @@ class Ranker(nn.Module):
         """
         Args:
             scene: how the scene is used; None: not at all.
+            knowledge: meta layers of user and scenario around the backbone; None: none.
             ctcvr: p(order) as the product of click and conversion, or from a head of its own ("direct").
         """
 
         features: FeatureEmbedding.Config = field(default_factory=FeatureEmbedding.Config)
         scene: SceneUse.Config | None = None
-        backbone: Ple.Config = field(default_factory=Ple.Config)
+        knowledge: KnowledgeUse.Config | None = None
+        backbone: BackboneConfig = field(default_factory=Ple.Config)
         ctcvr: Literal["multiply", "direct"] = "multiply"
 
         @property
@@ -82,36 +88,69 @@ class Ranker(nn.Module):
         self.scene_space = sizes.scene_space
         self.features = FeatureEmbedding(config.features, sizes, matrices)
         self.scene = (
-            SceneUse(
-                config.scene, sizes, matrices.get(sizes.scene_space), self.features, config.backbone.expert_widths[-1]
-            )
+            SceneUse(config.scene, sizes, matrices.get(sizes.scene_space), self.features, config.backbone.hidden_width)
             if config.scene is not None
             else None
         )
         inputs = self.features.width + (self.scene.width if self.scene is not None else 0)
-        self.backbone = Ple(config.backbone, inputs, TASKS)
+        hidden = config.backbone.hidden_width
+        self.knowledge = (
+            KnowledgeUse(config.knowledge, sizes, matrices, inputs, hidden, TASKS) if config.knowledge else None
+        )
+        self.backbone = build_backbone(config.backbone, _backbone_sizes(config, sizes, inputs))
 
     def fit_vectors(self, batch: Batch) -> None:
-        """Centre and scale frozen vectors by the rows that training reads; call once, before training."""
+        """Take from the rows that training reads what is counted, not learned; call once, before training.
+
+        Means and scales of frozen vectors, and the graph of a backbone that has one.
+        """
         self.features.fit_vectors(batch.text_row_BK)
         if self.scene is not None and self.scene.encoder.vectors is not None:
             self.scene.encoder.vectors.fit(batch.scene_row_US)
+        if self.knowledge is not None:
+            self.knowledge.fit_vectors(batch)
+        if isinstance(self.backbone, FittedBackbone):
+            self.backbone.fit(batch)
 
     def extend_vectors(self, space: str, matrix_RV: Tensor) -> None:
         """Put a longer matrix of one space in place: texts embedded after training. Raises ValueError if it is none."""
         if space == self.scene_space and self.scene is not None and self.scene.encoder.vectors is not None:
             self.scene.encoder.vectors.extend(matrix_RV)
         self.features.extend_vectors(space, matrix_RV)
+        if self.knowledge is not None:
+            self.knowledge.extend_vectors(space, matrix_RV)
 
     def forward(self, batch: Batch) -> Scores:
         features = self.features(batch)
         if self.scene is None:
-            logit_BT, _ = self.backbone(features.flat_BI)
-            return self._scores(logit_BT, None)
+            return self._scores(self._logits(features, batch)[0], None)
         scene_BC = self.scene.scenes(batch)
-        logit_BT, hidden_BH = self.backbone(self.scene.utilize(scene_BC, features))
+        logit_BT, hidden_BH = self._logits(self.scene.utilize(scene_BC, features), batch)
         return self._scores(logit_BT, self.scene.align(scene_BC, features, hidden_BH) if self.training else None)
+
+    def _logits(self, features: Features, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (B, T) and hidden vectors (B, H), with the meta layers before and beside the backbone."""
+        if self.knowledge is None:
+            logit_BT, hidden_BH = self.backbone(features)
+            return logit_BT, hidden_BH
+        logit_BT, hidden_BH = self.backbone(self.knowledge.bottom(features, batch))
+        return self.knowledge.parallel(features, batch, logit_BT, hidden_BH), hidden_BH
 
     def _scores(self, logit_BT: Tensor, aligned: Aligned | None) -> Scores:
         direct = self.config.ctcvr == "direct"
         return Scores(click_logit_B=logit_BT[:, 0], conversion_logit_B=logit_BT[:, 1], direct=direct, aligned=aligned)
+
+
+def _backbone_sizes(config: Ranker.Config, sizes: InputSizes, inputs: int) -> BackboneSizes:
+    scenarios, users = sizes.cardinalities[:2]
+    return BackboneSizes(
+        inputs=inputs,
+        tasks=TASKS,
+        scenarios=scenarios,
+        users=users,
+        pois=sizes.cardinalities[sizes.user_fields],
+        fields=len(sizes.cardinalities),
+        user_fields=sizes.user_fields,
+        width=config.features.width,
+        numbers=sizes.numbers,
+    )

@@ -93,7 +93,7 @@ SIZES: Mapping[str, CityConfig] = MappingProxyType(
 
 
 def build(config: CityConfig = SIZES["default"], progress: Progress = lambda stage, done, total: None) -> Dataset:
-    """Simulate the city and return its source tables, the true probabilities (`oracle`) among them."""
+    """Simulate the city and return its source tables, and the truth (`oracle`, `favourites`) beside them."""
     plan = prepare(config)
     sample = simulate.run(plan, config.seed, progress)
     schema = Schema(
@@ -109,6 +109,7 @@ def build(config: CityConfig = SIZES["default"], progress: Progress = lambda sta
     tables = {
         "impressions": impressions,
         "oracle": oracle,
+        "favourites": _favourites(plan, sample),
         "users": _users(config, sample),
         "pois": _pois(config, plan.venues, plan.opening_day),
         "scenarios": _scenarios(config),
@@ -178,6 +179,15 @@ def _users(config: CityConfig, sample: Sample) -> pa.Table:
     known = zip(*(getattr(people, name).tolist() for name in USER_ATTRIBUTES), strict=True)
     data[columns.TEXT] = pa.array([texts.of_user(*words) for words in known])
     return pa.table(data)
+
+
+def _favourites(plan: Plan, sample: Sample) -> pa.Table:
+    """The category whose places suit each person's own taste best, on average; moments and distances left aside."""
+    places = plan.venues
+    kinds, of_place = np.unique(places.categories, return_inverse=True)
+    means = np.array([places.concepts[of_place == kind].mean(axis=0) for kind in range(len(kinds))])
+    best = (sample.people.taste @ means.T).argmax(axis=1)
+    return pa.table({columns.USER_ID: _numbered("u", np.arange(len(best))), columns.CATEGORY: pa.array(kinds[best])})
 
 
 def _pois(config: CityConfig, places: Venues, opening_day: np.ndarray) -> pa.Table:

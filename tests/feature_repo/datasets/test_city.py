@@ -16,7 +16,7 @@ import pytest
 from feature_repo import columns, hours, scenes
 from feature_repo.datasets import city
 from feature_repo.datasets.city import CityConfig, Variant
-from feature_repo.datasets.schema import ORACLE, Dataset, conform
+from feature_repo.datasets.schema import FAVOURITES, ORACLE, Dataset, conform
 
 TINY = CityConfig(users=150, requests_per_user_day=0.12)
 
@@ -36,6 +36,17 @@ def test_writes_a_valid_dataset(dataset: Dataset, tmp_path: Path) -> None:
     written = pq.read_table(tmp_path / "sources" / "oracle.parquet")
     assert written.schema.equals(ORACLE)
     assert written[columns.ROW_ID].equals(pq.read_table(tmp_path / "sources" / "impressions.parquet")[columns.ROW_ID])
+
+
+def test_every_user_has_a_favourite_kind_of_place_that_suits_the_diet(dataset: Dataset, tmp_path: Path) -> None:
+    dataset.write(tmp_path / "sources")
+    favourites = pq.read_table(tmp_path / "sources" / "favourites.parquet")
+    assert favourites.schema.equals(FAVOURITES)
+    assert favourites[columns.USER_ID].equals(dataset.tables["users"][columns.USER_ID])
+    assert set(favourites[columns.CATEGORY].to_pylist()) <= set(dataset.tables["pois"][columns.CATEGORY].to_pylist())
+    users = dataset.tables["users"].to_pandas().merge(favourites.to_pandas(), on=columns.USER_ID)
+    green = users[columns.CATEGORY].isin(["vegetarian restaurant", "salad bar"]).groupby(users["diet"]).mean()
+    assert green["vegetarian"] > 0.5 > green["sweet tooth"]
 
 
 def test_one_seed_gives_the_same_tables_and_another_a_different_sample_of_the_same_places(dataset: Dataset) -> None:

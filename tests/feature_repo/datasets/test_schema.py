@@ -144,6 +144,12 @@ def test_refusal_leaves_the_folder_as_it_was(tmp_path: Path, name: str, standing
     assert [p.name for p in tmp_path.iterdir()] == (["sources"] if standing else [])
 
 
+def test_the_favourite_of_a_user_stands_once(tmp_path: Path) -> None:
+    raw = tables() | {"favourites": {"user_id": ["u1", "u1"], "category": ["pub", "cafe"]}}
+    with pytest.raises(DataError, match=r"favourites\.user_id, row 0: 'u1' stands twice"):
+        dataset(raw).write(tmp_path / "sources")
+
+
 def test_oracle_is_checked_too(tmp_path: Path) -> None:
     raw = tables() | {"oracle": {"row_id": [0, 0], "p_click": [0.1, 0.2], "p_order": [0.0, 0.1]}}
     with pytest.raises(DataError, match=r"oracle\.row_id, row 0: 0 stands twice"):

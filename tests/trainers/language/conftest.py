@@ -100,6 +100,7 @@ class Shown(NamedTuple):
     click: bool = True
     weather: str = "clear"
     outcome: float = 0.01  # hours until it was known whether there was a click
+    scenario: str = "home"
 
 
 class Place(NamedTuple):
@@ -127,6 +128,8 @@ def _street(folder: Path, places: Sequence[Place], shown: Sequence[Shown]) -> Wo
     schema = Schema(dataset="street", timezone="Europe/Helsinki", split=split, request_fields=fields)
     count = len(shown)
     users = sorted({row.user for row in shown})
+    texts = {"home": "The first page.", "search": "What was asked for."}
+    scenarios = [s for s in texts if s == "home" or s in {row.scenario for row in shown}]
     tables = {
         "impressions": {
             columns.ROW_ID: list(range(count)),
@@ -135,7 +138,7 @@ def _street(folder: Path, places: Sequence[Place], shown: Sequence[Shown]) -> Wo
             columns.OUTCOME_TIMESTAMP: [at(row.hour + row.outcome) for row in shown],
             columns.USER_ID: [row.user for row in shown],
             columns.POI_ID: [row.poi for row in shown],
-            columns.SCENARIO_ID: ["home"] * count,
+            columns.SCENARIO_ID: [row.scenario for row in shown],
             columns.CLICK: [int(row.click) for row in shown],
             columns.ORDER: [0] * count,
             columns.POSITION: [1] * count,
@@ -154,7 +157,8 @@ def _street(folder: Path, places: Sequence[Place], shown: Sequence[Shown]) -> Wo
             columns.POI_LATITUDE: [60.17] * len(places),
             columns.POI_LONGITUDE: [24.94] * len(places),
         },
-        "scenarios": _entities(columns.SCENARIO_ID, {"home": "The first page."}) | {columns.NAME: ["Home"]},
+        "scenarios": _entities(columns.SCENARIO_ID, {s: texts[s] for s in scenarios})
+        | {columns.NAME: [s.capitalize() for s in scenarios]},
     }
     workspace = Workspace(folder)
     Dataset(schema=schema, tables={name: pa.table(table) for name, table in tables.items()}).write(workspace.sources)

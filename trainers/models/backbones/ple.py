@@ -19,11 +19,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trainers.models.backbones.backbone import BackboneSizes
+from trainers.models.embedding import Features
 from trainers.models.mlp import GroupedLinear, GroupedMLP
 
 
 class Ple(nn.Module):
-    """Flat input (B, I) -> logits (B, T), and the hidden vector (B, H) that alignment may tap."""
+    """Tasks are the groups: each has experts of its own, for the rows of all scenarios."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -35,12 +37,17 @@ class Ple(nn.Module):
         tower_widths: tuple[int, ...] = (64,)
         dropout: float = 0.0
 
+        @property
+        def hidden_width(self) -> int:
+            return self.expert_widths[-1]
+
         def __post_init__(self) -> None:
             if min(self.levels, self.task_experts, self.shared_experts, len(self.expert_widths)) < 1:
                 raise ValueError(f"PLE needs at least one level, expert of each kind and expert layer, got {self}")
 
-    def __init__(self, config: Config, inputs: int, tasks: int) -> None:
+    def __init__(self, config: Config, sizes: BackboneSizes) -> None:
         super().__init__()
+        inputs, tasks = sizes.inputs, sizes.tasks
         widths = [inputs, *[config.expert_widths[-1]] * (config.levels - 1)]
         self.levels = nn.ModuleList(
             Extraction(config, width, tasks, first=at == 0, last=at == config.levels - 1)
@@ -48,10 +55,9 @@ class Ple(nn.Module):
         )
         self.towers = GroupedMLP(tasks, config.expert_widths[-1], config.tower_widths, config.dropout)
         self.heads = GroupedLinear(tasks, self.towers.width, 1)
-        self.hidden_width = config.expert_widths[-1]
 
-    def forward(self, flat_BI: Tensor) -> tuple[Tensor, Tensor]:
-        group_GBH = flat_BI
+    def forward(self, features: Features) -> tuple[Tensor, Tensor]:
+        group_GBH = features.flat_BI
         for level in self.levels:
             group_GBH = level(group_GBH)
         logit_TB1 = self.heads(self.towers(group_GBH))

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
+from trainers.models.backbones.backbone import BackboneSizes
 from trainers.models.backbones.ple import Extraction, Ple
+from trainers.models.embedding import Features
 from trainers.models.mlp import GroupedLinear, GroupedMLP
 
 
@@ -23,15 +27,16 @@ def gated(level: Extraction, group: int, members: list[int], gate_rows: Tensor, 
     )
 
 
-def test_two_levels_are_the_equations_of_the_paper() -> None:
+def test_two_levels_are_the_equations_of_the_paper(sizes: BackboneSizes, features_of: Callable[..., Features]) -> None:
     """Two tasks with one expert each (0, 1) and two shared ones (2, 3), written out expert by expert."""
     torch.manual_seed(0)
     config = Ple.Config(levels=2, task_experts=1, shared_experts=2, expert_widths=(5, 3), tower_widths=(4,))
-    ple = Ple(config, inputs=6, tasks=2).double().eval()
+    ple = Ple(config, sizes).double().eval()
     for level in ple.levels:
         assert isinstance(level, Extraction)
         torch.nn.init.normal_(level.gates.bias_G1O)
-    rows = torch.randn(8, 6).double()
+    features = features_of()
+    rows = features.flat_BI
     first, last = ple.levels
     assert isinstance(first, Extraction) and isinstance(last, Extraction)
     of_first = {x: expert(first.experts, x, rows) for x in range(4)}
@@ -42,16 +47,18 @@ def test_two_levels_are_the_equations_of_the_paper() -> None:
     ]
     of_last = {x: expert(last.experts, x, middle[group]) for x, group in enumerate((0, 1, 2, 2))}
     ends = [gated(last, t, [t, 2, 3], middle[t], of_last) for t in range(2)]
-    logits, hidden = ple(rows)
+    logits, hidden = ple(features)
     for task in range(2):
         top = expert(ple.towers, task, ends[task]) @ ple.heads.weight_GIO[task] + ple.heads.bias_G1O[task]
         assert torch.allclose(logits[:, task], top[:, 0], atol=1e-12)
     assert torch.allclose(hidden, (ends[0] + ends[1]) / 2, atol=1e-12)
 
 
-def test_a_task_cannot_reach_the_other_tasks_experts() -> None:
-    ple = Ple(Ple.Config(task_experts=2, shared_experts=1, expert_widths=(4,)), inputs=3, tasks=2)
-    logits, _ = ple(torch.randn(10, 3))
+def test_a_task_cannot_reach_the_other_tasks_experts(
+    sizes: BackboneSizes, features_of: Callable[..., Features]
+) -> None:
+    ple = Ple(Ple.Config(task_experts=2, shared_experts=1, expert_widths=(4,)), sizes).double()
+    logits, _ = ple(features_of())
     logits[:, 0].sum().backward()
     level = ple.levels[0]
     assert isinstance(level, Extraction)

@@ -1,0 +1,77 @@
+"""Layers with weights of their own for each scenario: every row goes through those of its scenario, and no others.
+
+Rows are sorted by scenario once a layer, so the work does not grow with the number of scenarios, and a batch of one
+scenario is one matrix product.
+
+Letters: S scenarios, G maps of each (tasks, experts), B rows, I and O widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainers.models.mlp import Dropout
+
+
+def linear_by_scenario(rows: Tensor, scenario_B: Tensor, weight_SGIO: Tensor, bias_SG1O: Tensor) -> Tensor:
+    """Rows (G, B, I), or (B, I) for all G, and scenarios (B,) int64 -> (G, B, O), each row by its scenario's maps."""
+    order_B = torch.argsort(scenario_B, stable=True)
+    present, counts = torch.unique_consecutive(scenario_B[order_B], return_counts=True)
+    groups = weight_SGIO.shape[1]
+    sorted_GBI = rows[:, order_B] if rows.dim() == 3 else rows[order_B].expand(groups, *rows.shape)
+    parts = [
+        torch.baddbmm(bias_SG1O[scenario], of_one, weight_SGIO[scenario])
+        for scenario, of_one in zip(present.tolist(), torch.split(sorted_GBI, counts.tolist(), dim=1), strict=True)
+    ]
+    back_B = torch.empty_like(order_B)
+    back_B[order_B] = torch.arange(len(order_B), device=order_B.device)
+    return torch.cat(parts, dim=1)[:, back_B]
+
+
+class ScenarioLinear(nn.Module):
+    """S x G linear maps: rows (G, B, I), or (B, I) for all G, and scenarios (B,) int64 -> (G, B, O)."""
+
+    def __init__(self, scenarios: int, groups: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = inputs**-0.5
+        # All scenarios start alike: what differs between them is learned, not drawn.
+        weight_GIO = torch.empty(groups, inputs, outputs).uniform_(-bound, bound)
+        self.weight_SGIO = nn.Parameter(weight_GIO.repeat(scenarios, 1, 1, 1))
+        self.bias_SG1O = nn.Parameter(torch.zeros(scenarios, groups, 1, outputs))
+
+    def forward(self, rows: Tensor, scenario_B: Tensor) -> Tensor:
+        return linear_by_scenario(rows, scenario_B, self.weight_SGIO, self.bias_SG1O)
+
+
+class ScenarioMLP(nn.Module):
+    """S x G perceptrons with ReLU after every layer: rows (G, B, I) or (B, I) -> (G, B, width)."""
+
+    def __init__(self, scenarios: int, groups: int, inputs: int, widths: Sequence[int], dropout: float = 0.0) -> None:
+        super().__init__()
+        sizes = [inputs, *widths]
+        self.layers = nn.ModuleList(
+            ScenarioLinear(scenarios, groups, i, o) for i, o in zip(sizes, widths, strict=False)
+        )
+        self.dropout = Dropout(dropout)
+        self.width = sizes[-1]
+
+    def forward(self, rows: Tensor, scenario_B: Tensor) -> Tensor:
+        for layer in self.layers:
+            rows = self.dropout(torch.relu(layer(rows, scenario_B)))
+        return rows
+
+
+class ScenarioTowers(nn.Module):
+    """A tower for each scenario and task: hidden vectors (B, H), or (T, B, H), -> logits (B, T)."""
+
+    def __init__(self, scenarios: int, tasks: int, inputs: int, widths: Sequence[int], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.towers = ScenarioMLP(scenarios, tasks, inputs, widths, dropout)
+        self.heads = ScenarioLinear(scenarios, tasks, self.towers.width, 1)
+
+    def forward(self, hidden: Tensor, scenario_B: Tensor) -> Tensor:
+        logit_TB1: Tensor = self.heads(self.towers(hidden, scenario_B), scenario_B)
+        return logit_TB1.squeeze(2).transpose(0, 1)
