@@ -19,6 +19,9 @@ from feature_repo import columns
 from feature_repo.scenes import EVENT_TIME_US
 from trainers.encoding import Encoding, derive_numbers, log_hours, recent_clicks
 
+# What is learned from, not known: absent from a request that is to be answered.
+OUTCOMES = ("click_B", "order_B", "request_B", "log_q_B")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
