@@ -157,11 +157,12 @@ class Store:
             file.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
     def _of_these_weights(self, cell: Cell, result: Result) -> bool:
-        for model in cell.vectors.models() if cell.spaces else ():
-            at_hand = model.versions(self.places)
-            read = result.language_models.get(model.model, {})
-            if at_hand is not None and any(at_hand[space] != version for space, version in read.items()):
-                return False
+        for space in cell.spaces:
+            for model in cell.vectors.models(space):
+                at_hand = model.versions(self.places)
+                read = result.language_models.get(model.model, {}).get(space)
+                if at_hand is not None and read is not None and at_hand[space] != read:
+                    return False
         return True
 
     def _result(self, cell: Cell) -> Path:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from benchmarks.experiments.cells import Cell
 from benchmarks.experiments.tuned import TunedModel
 from benchmarks.experiments.vectors import LanguageModel, RandomVectors, Vectors
+from benchmarks.experiments.worlds import Asked
 from feature_repo.datasets import city
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.city import CityConfig, Variant
@@ -39,6 +40,19 @@ class CityWorld:
 
     def choice(self) -> Choice:
         return Choice(self.config, lambda progress: city.build(self.config, progress), ())
+
+    def asked(self) -> Asked | None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedCity(CityWorld):
+    """The same city, and what a language model makes of its users and scenarios."""
+
+    prompts: Asked = field(default_factory=Asked)
+
+    def asked(self) -> Asked:
+        return self.prompts
 
 
 @dataclass(frozen=True, kw_only=True)

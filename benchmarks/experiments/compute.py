@@ -62,6 +62,8 @@ def compute(cell: Cell, places: Places) -> tuple[Result, Scores]:
 
 def service_of(recipe: Recipe) -> str:
     """The model whose service holds what a recipe reads, and no more."""
+    if recipe.model.knowledge is not None and recipe.model.knowledge.spaces:
+        return "llm4msr"
     if recipe.model.features.text_spaces or recipe.model.reads_scene_vectors:
         return "larr"
     return "ple" if recipe.model.scene is None else "ple_scene_ids"
@@ -80,7 +82,7 @@ def seen(part: pa.Table, world: Prepared, cell: Cell, features: tuple[str, ...])
 def _versions(cell: Cell, places: Places) -> dict[str, dict[str, str]]:
     """Which vectors of which language models the cell read."""
     found: dict[str, dict[str, str]] = {}
-    for model in cell.vectors.models() if cell.spaces else ():
-        at_hand = model.versions(places) or {}
-        found[model.model] = {space: at_hand[space] for space in cell.spaces}
+    for space in cell.spaces:
+        for model in cell.vectors.models(space):
+            found.setdefault(model.model, {})[space] = (model.versions(places) or {})[space]
     return found

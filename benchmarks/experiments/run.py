@@ -110,7 +110,7 @@ def prepare(needed: Sequence[World], options: Options) -> None:
 def tune(cells: Sequence[Cell], options: Options) -> None:
     """Have every language model trained whose vectors some cells want; one stage at a time, with all processors."""
     places = options.places
-    models = (model for cell in cells if cell.spaces for model in cell.vectors.models())
+    models = (model for cell in cells for space in cell.spaces for model in cell.vectors.models(space))
     stages = {worlds.plain_hash(s): s for model in models if isinstance(model, TunedModel) for s in model.stages()}
     waiting = [stage for stage in stages.values() if not stage.is_at_hand(places)]
     prepare([stage.world for stage in waiting], options)
@@ -124,7 +124,7 @@ def embed(cells: Sequence[Cell], options: Options) -> None:
     for cell in cells:
         workspace = Workspace(worlds.folder(cell.world, options.places))
         for space in cell.spaces:
-            for model in cell.vectors.models():
+            for model in cell.vectors.models(space):
                 _, texts = wanted.setdefault((worlds.plain_hash(model), space), (model, set()))
                 texts.update(worlds.texts_of_rows(workspace, space)[1])
     readings = [

@@ -5,6 +5,8 @@ unseen / rare / frequent scene   the least known value of the row's moment occur
 unseen <feature>                 this feature's value occurred in no training request
 new / rare / known POI           the POI was shown in no training row, in at most `RARE_ROWS`, or in more
 untold                           an unseen or rare scene, or a new POI: where ids say least
+short history                    the user clicked at most `FEW_CLICKS` times in training
+scenario <id>                    the row is in this scenario
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from feature_repo import columns
 ALL = "all"
 RARE_REQUESTS = 10
 RARE_ROWS = 100
+FEW_CLICKS = 5
 # Slices that every data set has, in which AUCs are bootstrapped.
 BOOTSTRAPPED = (ALL, "unseen scene", "rare scene", "frequent scene", "new POI", "rare POI", "known POI", "untold")
 OFTEN = np.iinfo(np.int64).max
@@ -44,6 +47,10 @@ def slices(train: pa.Table, test: pa.Table, features: Sequence[str]) -> dict[str
         "known POI": rows > RARE_ROWS,
         "untold": (least <= RARE_REQUESTS) | (rows == 0),
     }
+    clicks = train.filter(pc.greater(train[columns.CLICK], 0))
+    masks["short history"] = counts_of(clicks[columns.USER_ID], test[columns.USER_ID]) <= FEW_CLICKS
+    scenario = test[columns.SCENARIO_ID].to_numpy()
+    masks |= {f"scenario {name}": scenario == name for name in sorted(set(scenario))}
     return masks | {f"unseen {name}": count == 0 for name, count in seen.items() if (count == 0).any()}
 
 

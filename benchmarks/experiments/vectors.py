@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 
 from benchmarks.experiments.places import Places
 from feature_repo import columns
-from trainers.language.encoder import EncoderConfig, TextEncoder
+from trainers.language.encoder import SLOT, EncoderConfig, TextEncoder
 from trainers.language.model import MINILM, SMOLLM2
 
 EMBEDDED = (SMOLLM2.name, MINILM.name)
 SPACES = tuple(columns.KNOWLEDGE)
 TEXT, VECTOR = "text", "vector"
 CHUNK_TEXTS = 1024
+PROMPT_LENGTH = 1024  # tokens; nothing of a prompt is to be cut
 
 
 class Vectors(Protocol):
@@ -36,8 +37,8 @@ class Vectors(Protocol):
         """float32 (n, width) of n texts of one space."""
         ...
 
-    def models(self) -> tuple[LanguageModel, ...]:
-        """The language models that must have read the texts before `of` is asked."""
+    def models(self, space: str) -> tuple[LanguageModel, ...]:
+        """The language models that must have read the texts of a space before `of` is asked."""
         ...
 
 
@@ -55,7 +56,7 @@ class LanguageModel:
         known = read_cache(cache_file(places, self.config(places).version(space)))
         return np.stack([known[text] for text in texts])
 
-    def models(self) -> tuple[LanguageModel, ...]:
+    def models(self, space: str) -> tuple[LanguageModel, ...]:
         return (self,)
 
     def source(self, places: Places) -> str:
@@ -74,7 +75,59 @@ class LanguageModel:
         if not self.is_at_hand(places):
             return None
         config = self.config(places)
-        return {space: config.version(space) for space in SPACES}
+        return {space: config.version(space) for space in self.spaces}
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """What it can read."""
+        return SPACES
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptStates(LanguageModel):
+    """The states of a language model at the end of prompts, which are read as they are."""
+
+    def config(self, places: Places) -> EncoderConfig:
+        templates = dict.fromkeys(self.spaces, SLOT)
+        return EncoderConfig(model=self.source(places), templates=templates, pooling="last", max_length=PROMPT_LENGTH)
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        return tuple(columns.PROMPTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowing:
+    """One kind of vectors for texts, another one for prompts about users and scenarios."""
+
+    texts: Vectors
+    prompts: Vectors
+
+    def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
+        return self._kind(space).of(space, texts, places)
+
+    def models(self, space: str) -> tuple[LanguageModel, ...]:
+        return self._kind(space).models(space)
+
+    def _kind(self, space: str) -> Vectors:
+        return self.prompts if space in columns.PROMPTED else self.texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffled:
+    """Every text gets the vector of another one: the same numbers, for the wrong users and scenarios."""
+
+    like: LanguageModel
+    seed: int = 0
+
+    def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
+        different = sorted(set(texts))
+        order = np.random.default_rng(self.seed).permutation(len(different))
+        other = dict(zip(different, (different[at] for at in order), strict=True))
+        return self.like.of(space, [other[text] for text in texts], places)
+
+    def models(self, space: str) -> tuple[LanguageModel, ...]:
+        return self.like.models(space)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +150,8 @@ class RandomVectors:
             return meant
         return random_like(meant, texts, self.seed)
 
-    def models(self) -> tuple[LanguageModel, ...]:
-        return (self.like,)
+    def models(self, space: str) -> tuple[LanguageModel, ...]:
+        return self.like.models(space)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +163,7 @@ class HashedWords:
     def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
         return hashed_words(texts, self.width)
 
-    def models(self) -> tuple[LanguageModel, ...]:
+    def models(self, space: str) -> tuple[LanguageModel, ...]:
         return ()
 
 

@@ -32,6 +32,12 @@ from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.workspace import Workspace, activate
 from trainers.knowledge import VectorMatrix, load_matrix
+from trainers.language.calls import hash_of
+from trainers.language.facts import FactsConfig
+from trainers.language.prompted import SPACE_OF
+from trainers.language.prompts import read_prompt
+from trainers.language.snapshots import Wording, read_questions
+from trainers.language.wording import platform_of
 from trainers.plain import from_plain, to_plain
 from trainers.training_set import read
 
@@ -43,6 +49,10 @@ MADE_BY = (
     "feature_repo",
     "trainers/training_set.py",
     "trainers/language/texts.py",
+    "trainers/language/facts.py",
+    "trainers/language/wording.py",
+    "trainers/language/snapshots.py",
+    "trainers/language/prompts",
     "benchmarks/experiments/worlds.py",
 )
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -62,6 +72,18 @@ class World(Protocol):
     def choice(self) -> Choice:
         """The loader that `scenerank data` would run."""
         ...
+
+    def asked(self) -> Asked | None:
+        """How a language model is asked about its users and scenarios; None: it is not."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Prompts of `scenerank knowledge`, by name, of each level."""
+
+    scenario: str = "contrast"
+    user: str = "interests"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,13 +156,15 @@ def prepare(world: World, places: Places, report: Progress = lambda what, done, 
         stages.data(workspace, world.choice(), report)
     for space in SPACES:
         write_rows(workspace, space)
+    if asked := world.asked():
+        write_prompts(workspace, asked)
     with timed(seconds, "apply"):
         store = stages.apply(workspace)
     with timed(seconds, "pull"):
         pulled = stages.training_set(workspace, store, report)
     from feature_repo import services
 
-    models = ("ple", "ple_scene_ids", "larr")
+    models = ("ple", "ple_scene_ids", "larr", *(("llm4msr",) if world.asked() else ()))
     features = {model: services.feature_references(getattr(services, model)) for model in models}
     note = Note(
         made_by=made_by(),
@@ -190,9 +214,47 @@ def write_rows(workspace: Workspace, space: str) -> None:
         pq.write_table(table, path, compression="zstd")
 
 
+def write_prompts(workspace: Workspace, asked: Asked) -> None:
+    """The knowledge files that `scenerank knowledge` would write, with vectors of one zero."""
+    wording = Wording(
+        prompts={"scenario": read_prompt("scenario", asked.scenario), "user": read_prompt("user", asked.user)},
+        tell={},
+        platform=platform_of(Schema.load(workspace.schema)),
+    )
+    questions = read_questions(workspace, FactsConfig(), wording, 0, lambda what, done, total: None)
+    for level, of_level in questions.items():
+        space = SPACE_OF[level]
+        prompts = [question.prompt for question in of_level]
+        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts), start=1)}
+        times = pa.array([question.time_us for question in of_level], pa.int64()).cast(TIME)
+        nothing = pa.nulls(len(prompts), pa.string())
+        fields = {
+            columns.ROW: pa.array([row_of[prompt] for prompt in prompts]),
+            columns.VERSION: pa.array([NO_MODEL] * len(prompts)),
+            columns.TEXT_HASH: pa.array([hash_of(prompt) for prompt in prompts]),
+            columns.TEXT: pa.array([question.text for question in of_level]),
+            columns.WORDS: nothing,
+            columns.TOLD: nothing,
+            columns.PROMPT: pa.array(prompts),
+            columns.VECTOR: pa.array([[0.0]] * len(prompts), pa.list_(pa.float32())),
+        }
+        table = pa.table(
+            {
+                columns.PROMPTED[space]: pa.array([question.key for question in of_level]),
+                columns.EVENT_TIMESTAMP: times,
+                columns.CREATED_TIMESTAMP: times,
+                **{columns.knowledge(space, field): values for field, values in fields.items()},
+            }
+        )
+        path = workspace.knowledge / f"{space}.parquet"
+        if not path.is_file() or not pq.read_table(path).equals(table):
+            pq.write_table(table, path, compression="zstd")
+
+
 def texts_of_rows(workspace: Workspace, space: str) -> tuple[np.ndarray, list[str]]:
-    """The rows of one vector space and the text behind each."""
-    row, text = columns.knowledge(space, columns.ROW), columns.knowledge(space, columns.TEXT)
+    """The rows of one vector space and the text, or the prompt, behind each."""
+    read = columns.PROMPT if space in columns.PROMPTED else columns.TEXT
+    row, text = columns.knowledge(space, columns.ROW), columns.knowledge(space, read)
     table = pq.read_table(workspace.knowledge / f"{space}.parquet", columns=[row, text])
     return table[row].to_numpy(), table[text].to_pylist()
 

@@ -4,12 +4,13 @@ from functools import partial
 
 import pytest
 
-from benchmarks.experiments import run, tables
+from benchmarks.experiments import run, tables, worlds
 from benchmarks.experiments.cells import Cell, Store
-from benchmarks.experiments.city import CityWorld, unaligned
+from benchmarks.experiments.city import AskedCity, CityWorld, unaligned
 from benchmarks.experiments.experiment import Comparison, Experiment
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.vectors import HashedWords
+from feature_repo import columns
 from feature_repo.datasets.city import CityConfig
 from trainers import recipes
 from trainers.recipes import Recipe
@@ -94,3 +95,22 @@ def test_a_lost_cell_is_computed_again_and_no_other(options):
 def test_a_table_of_other_seeds_is_another_one(options):
     assert tables.written(EXPERIMENT, options.places) is not None
     assert tables.written(replace(EXPERIMENT, seeds=(0,)), options.places) is None
+
+
+def test_a_world_may_hold_what_a_model_is_asked_of_its_users(options):
+    recipe = recipes.llm4msr("tiny")
+    recipe = replace(recipe, fit=replace(recipe.fit, epochs=1))
+    world = AskedCity(config=TINY)
+
+    def asked(seed: int) -> Cell:
+        return Cell(world=world, recipe=recipe, vectors=HashedWords(width=16), seed=seed)
+
+    run.run([Experiment(name="asked", question="What is known?", arms={"asked": asked}, seeds=(0,))], options)
+    prepared = worlds.load(world, options.places)
+    rows, prompts = worlds.texts_of_rows(prepared.workspace, "user_knowledge")
+    assert len(set(rows)) == len(set(prompts)) > 20
+    known = prepared.test[columns.knowledge("user_knowledge", columns.ROW)].to_numpy()
+    assert 0 < (known > 0).mean() < 1  # some have not clicked yet
+    spoken = dict(zip(rows.tolist(), prompts, strict=True))
+    assert all("this person likes most" in spoken[row] for row in set(known[known > 0].tolist()))
+    assert Store(options.places).result(asked(0)) is not None

@@ -4,9 +4,12 @@ import pyarrow as pa
 from benchmarks.experiments import slices
 
 
-def table(requests, pois, weather, place):
+def table(requests, pois, weather, place, *, users, clicks, scenarios):
     return pa.table(
         {
+            "user_id": pa.array(users, pa.string()),
+            "click": pa.array(clicks, pa.int8()),
+            "scenario_id": pa.array(scenarios, pa.string()),
             "request_id": pa.array(requests, pa.string()),
             "poi_id": pa.array(pois, pa.string()),
             "scene_weather": pa.array(weather, pa.string()),
@@ -21,12 +24,18 @@ TRAIN = table(
     ["often"] * 22 + ["twice", "twice"],
     ["rain"] * 22 + ["snow"] * 2,
     [None] * 22 + ["home"] * 2,
+    users=["six clicks"] * 12 + ["five clicks"] * 12,
+    clicks=[1, 0] * 6 + [1, 0] * 5 + [0, 0],
+    scenarios=["search"] * 24,
 )
 TEST = table(
     ["a", "b", "c", "d", "e"],
     ["often", "twice", "new", "often", "new"],
     ["rain", "snow", "hail", None, "rain"],
     [None, None, "home", None, "moon"],
+    users=["six clicks", "five clicks", "new", "six clicks", "new"],
+    clicks=[0] * 5,
+    scenarios=["search", "feed", "feed", "search", "search"],
 )
 
 
@@ -48,6 +57,9 @@ def test_rows_fall_where_the_least_known_value_puts_them(monkeypatch):
         "rare POI": [False, True, False, False, False],
         "known POI": [True, False, False, True, False],
         "untold": [False, True, True, False, True],
+        "short history": [False, True, True, False, True],
+        "scenario feed": [False, True, True, False, False],
+        "scenario search": [True, False, False, True, True],
         "unseen weather": [False, False, True, False, False],
         "unseen place_kind": [False, False, False, False, True],
     }
