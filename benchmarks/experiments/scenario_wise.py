@@ -138,7 +138,10 @@ class Run:
 
     backbone: BackboneConfig
     seed: int
-    features: FeatureEmbedding.Config = field(default_factory=lambda: FeatureEmbedding.Config(product_width=0))
+    features: FeatureEmbedding.Config = field(
+        # Ids start near zero, as in the published code: half of all users have fewer than a hundred ratings.
+        default_factory=lambda: FeatureEmbedding.Config(product_width=0, deviation=0.01)
+    )
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(
             epochs=15,
