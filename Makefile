@@ -56,7 +56,7 @@ proto: setup ## Generate the gRPC stubs again
 bench: setup ## Every benchmark, into benchmarks/results
 	@for script in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-experiments: setup ## The tables of LARR (SET=core|all|logs, QUICK=--quick for a rehearsal); resumes where it stopped
+experiments: setup ## The tables of both papers (SET=core|all|logs|msr, QUICK=--quick for a rehearsal); resumes where it stopped
 	@$(BIN)/python -m benchmarks.experiments $(SET) $(QUICK)
 
 clean: ## Remove what runs left behind (not the virtual environment)

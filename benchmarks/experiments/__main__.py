@@ -3,6 +3,7 @@
 python -m benchmarks.experiments core     main, aggregation, alignment, stages, no semantics: 5 seeds
 python -m benchmarks.experiments all      these and the others
 python -m benchmarks.experiments logs     KuaiRand and Foursquare, of which `SCENERANK_DATA` says where they are
+python -m benchmarks.experiments msr      LLM4MSR and all backbones: on the city, and under a published protocol
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from benchmarks.experiments import (
     larr_pairs,
     larr_scene_features,
     larr_stages,
+    msr_city,
+    msr_scenario_wise,
 )
 from benchmarks.experiments.run import arguments, main
 
 CORE = (larr_main, larr_aggregation, larr_alignment, larr_stages, larr_no_semantics)
 OTHERS = (larr_cold_start, larr_new_words, larr_pairs, larr_language_model, larr_scene_features, larr_growth)
-SETS = {"core": CORE, "all": (*CORE, *OTHERS), "logs": (larr_kuairand,)}
+SETS = {"core": CORE, "all": (*CORE, *OTHERS), "logs": (larr_kuairand,), "msr": (msr_city,)}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in SETS:
@@ -36,5 +39,8 @@ if __name__ == "__main__":
     chosen = sys.argv.pop(1)
     command = f"python -m {__package__} {chosen}"
     main(*(module.experiment for module in SETS[chosen]), command=command)
+    # Their cells are of another kind.
     if chosen == "logs":
-        larr_foursquare.main(*arguments(None, command))  # its cells are of another kind
+        larr_foursquare.main(*arguments(None, command))
+    if chosen == "msr":
+        msr_scenario_wise.main(*arguments(None, command))

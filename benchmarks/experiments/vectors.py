@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -115,10 +115,15 @@ class Knowing:
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffled:
-    """Every text gets the vector of another one: the same numbers, for the wrong users and scenarios."""
+    """Every text gets the vector of another one: the same numbers, for the wrong users and scenarios.
+
+    Args:
+        kind: tells it from `RandomVectors` within other vectors, whose plain data have no names of classes.
+    """
 
     like: LanguageModel
     seed: int = 0
+    kind: Literal["shuffled"] = "shuffled"
 
     def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
         different = sorted(set(texts))

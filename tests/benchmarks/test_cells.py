@@ -8,7 +8,7 @@ from benchmarks.experiments import cells
 from benchmarks.experiments.cells import Cell, Result, Scores, Store
 from benchmarks.experiments.city import CityWorld, Scale
 from benchmarks.experiments.places import Places
-from benchmarks.experiments.vectors import HashedWords, LanguageModel, RandomVectors
+from benchmarks.experiments.vectors import HashedWords, Knowing, LanguageModel, RandomVectors, Shuffled
 from feature_repo.datasets.city import CityConfig, Variant
 from trainers import recipes
 
@@ -63,6 +63,12 @@ def test_another_cell_has_another_hash(other):
 def test_an_option_that_says_nothing_makes_no_other_cell():
     plain = {"a": 1, "b": None, "c": [{"d": None, "e": 0}], "f": {"g": None}}
     assert cells.said(plain) == {"a": 1, "c": [{"e": 0}], "f": {}}
+
+
+def test_kinds_of_vectors_differ_within_others_too():
+    kinds = (RandomVectors(like=LanguageModel()), Shuffled(like=LanguageModel()), LanguageModel())
+    made = [replace(CELL, vectors=Knowing(texts=LanguageModel(), prompts=kind)).hash for kind in kinds]
+    assert len(set(made)) == 3
 
 
 def test_a_new_version_is_another_cell(monkeypatch):

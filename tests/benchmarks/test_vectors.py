@@ -4,9 +4,11 @@ import pytest
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.vectors import (
     HashedWords,
+    Knowing,
     LanguageModel,
     RandomVectors,
     Reading,
+    Shuffled,
     hashed_words,
     random_like,
     read,
@@ -81,3 +83,21 @@ def test_a_model_that_is_not_at_hand_has_no_versions(places, model):
     assert model.versions(places).keys() == {
         "poi_text", "user_text", "scenario_text", "scene_text"
     }  # fmt: skip
+
+
+def test_shuffled_vectors_are_the_same_ones_for_others(places, model):
+    texts = [f"text {n}" for n in range(20)]
+    read(Reading(model=model, space="poi_text", texts=tuple(texts)), places)
+    meant = model.of("poi_text", texts, places)
+    mixed = Shuffled(like=model, seed=1).of("poi_text", [*texts, texts[3]], places)
+    np.testing.assert_array_equal(np.sort(mixed[:20], axis=0), np.sort(meant, axis=0))
+    assert (mixed[:20] != meant).any(axis=1).mean() > 0.8
+    np.testing.assert_array_equal(mixed[20], mixed[3])
+
+
+def test_prompts_and_texts_may_have_vectors_of_their_own_kind(places, model):
+    read(Reading(model=model, space="poi_text", texts=("soup",)), places)
+    kind = Knowing(texts=model, prompts=HashedWords(width=8))
+    np.testing.assert_array_equal(kind.of("poi_text", ["soup"], places), model.of("poi_text", ["soup"], places))
+    assert kind.of("user_knowledge", ["soup"], places).shape == (1, 8)
+    assert kind.models("poi_text") == (model,) and kind.models("user_knowledge") == ()
