@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from benchmarks.experiments.cells import Cell, Result, Store
 from benchmarks.experiments.experiment import AUCS, Comparison, Experiment
 from benchmarks.experiments.slices import BOOTSTRAPPED
 from benchmarks.experiments.statistics import Interval, Verdict
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class Findings:
 
 def analyse(experiment: Experiment, store: Store) -> Findings:
     """Raises ValueError where a cell was not computed."""
-    results = {arm: [_result(cell, store) for cell in cells] for arm, cells in experiment.cells.items()}
+    results = {arm: [computed(store.result(cell), cell) for cell in cells] for arm, cells in experiment.cells.items()}
     rows = [
         _row(experiment, arm, at, metric, [value(result, at, metric) for result in results[arm]])
         for at in experiment.slices
@@ -103,8 +105,8 @@ def value(result: Result, at: str, metric: str) -> float | None:
     return result.metrics.get(at, {}).get(metric)
 
 
-def _result(cell: Cell, store: Store) -> Result:
-    found = store.result(cell)
+def computed(found: T | None, cell: Cell) -> T:
+    """What was computed of a cell. Raises ValueError where nothing was."""
     if found is None:
         raise ValueError(f"cell {cell.hash} was not computed; run the experiment again")
     return found

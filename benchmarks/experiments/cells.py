@@ -134,7 +134,7 @@ class Store:
         path = self._result(cell)
         if not path.is_file():
             return None
-        result = from_plain(Result, json.loads(path.read_text())["result"])
+        result = from_plain(Result, read_json(path)["result"])
         return result if self._of_these_weights(cell, result) else None
 
     def scores(self, cell: Cell) -> Scores | None:
@@ -152,9 +152,7 @@ class Store:
         table = pa.table({"click": scores.click.astype(np.float32), "order": scores.order.astype(np.float32)})
         with staged(self._scores(cell)) as file:
             pq.write_table(table, file)
-        content = {"cell": cell.plain(), "result": rounded(to_plain(result))}
-        with staged(self._result(cell)) as file:
-            file.write_text(json.dumps(content, indent=1, default=str) + "\n")
+        write_json(self._result(cell), {"cell": cell.plain(), "result": rounded(to_plain(result))})
 
     def _of_these_weights(self, cell: Cell, result: Result) -> bool:
         for space in cell.spaces:
@@ -182,6 +180,16 @@ def staged(path: Path) -> Iterator[Path]:
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Plain data, for programs and for eyes; there is the whole file or the old one."""
+    with staged(path) as file:
+        file.write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 def rounded(value: Any) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from benchmarks.experiments.cells import Cell
 from benchmarks.experiments.tuned import TunedModel
 from benchmarks.experiments.vectors import LanguageModel, RandomVectors, Vectors
-from benchmarks.experiments.worlds import Asked
+from benchmarks.experiments.worlds import PromptChoice
 from feature_repo.datasets import city
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.city import CityConfig, Variant
@@ -41,7 +41,7 @@ class CityWorld:
     def choice(self) -> Choice:
         return Choice(self.config, lambda progress: city.build(self.config, progress), ())
 
-    def asked(self) -> Asked | None:
+    def asked(self) -> PromptChoice | None:
         return None
 
 
@@ -49,9 +49,9 @@ class CityWorld:
 class AskedCity(CityWorld):
     """The same city, and what a language model makes of its users and scenarios."""
 
-    prompts: Asked = field(default_factory=Asked)
+    prompts: PromptChoice = field(default_factory=PromptChoice)
 
-    def asked(self) -> Asked:
+    def asked(self) -> PromptChoice:
         return self.prompts
 
 

@@ -15,7 +15,7 @@ from benchmarks.experiments.experiment import Comparison, Experiment
 from benchmarks.experiments.run import main
 from benchmarks.experiments.slices import ALL
 from benchmarks.experiments.vectors import LanguageModel, RandomVectors, Vectors
-from benchmarks.experiments.worlds import Asked
+from benchmarks.experiments.worlds import PromptChoice
 from feature_repo.datasets.choose import Choice, DatasetName, Options, choose
 from trainers import recipes
 from trainers.recipes import Recipe
@@ -40,7 +40,7 @@ class KuaiRandWorld:
     def choice(self) -> Choice:
         return choose(DatasetName.KUAIRAND, Options(users=self.users))
 
-    def asked(self) -> Asked | None:
+    def asked(self) -> PromptChoice | None:
         return None
 
 

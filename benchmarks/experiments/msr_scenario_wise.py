@@ -6,7 +6,6 @@ The published values are those of a draft of 2024, without deviations; some mode
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from rich.markdown import Markdown
 
 from benchmarks.experiments import pool, scenario_wise, statistics
 from benchmarks.experiments.backbones import BACKBONES
-from benchmarks.experiments.cells import rounded, staged
+from benchmarks.experiments.cells import read_json, rounded, staged, write_json
 from benchmarks.experiments.city import Scale
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.run import Options, arguments, console
@@ -84,22 +83,20 @@ def main(scale: Scale, options: Options) -> None:
     text = markdown(found, options, [run.seed for run in next(iter(made.values()))])
     with staged(places.results / f"{NAME}.md") as file:
         file.write_text(text)
-    with staged(places.results / f"{NAME}.json") as file:
-        file.write_text(json.dumps(rounded(to_plain(found)), indent=1) + "\n")
+    write_json(places.results / f"{NAME}.json", rounded(to_plain(found)))
     console.print(Markdown(text))
 
 
 def compute(run: Run, places: Places, rows: int | None) -> None:
     """The work of one process of a pool. `rows`: of each part, only so many, for a rehearsal."""
-    content = {"run": to_plain(run), "result": rounded(to_plain(trained(run, _films(places), rows)))}
-    with staged(_path(run, places)) as file:
-        file.write_text(json.dumps(content, indent=1) + "\n")
+    result = trained(run, _films(places), rows)
+    write_json(_path(run, places), {"run": to_plain(run), "result": rounded(to_plain(result))})
 
 
 def result(run: Run, places: Places) -> Found | None:
     """What a run came to; None before it ran."""
     path = _path(run, places)
-    return from_plain(Found, json.loads(path.read_text())["result"]) if path.is_file() else None
+    return from_plain(Found, read_json(path)["result"]) if path.is_file() else None
 
 
 def markdown(found: Mapping[str, Sequence[Found]], options: Options, seeds: Sequence[int]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.experiments.analysis import Cost, Difference, Findings, Row
-from benchmarks.experiments.cells import rounded, staged
+from benchmarks.experiments.cells import read_json, rounded, staged, write_json
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.slices import ALL
@@ -51,8 +50,7 @@ def write(experiment: Experiment, findings: Findings, about: About, places: Plac
 
     text = markdown(experiment, findings, about)
     content = rounded({"about": to_plain(about), **to_plain(findings)})
-    with staged(places.results / f"{experiment.name}.json") as file:
-        file.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    write_json(places.results / f"{experiment.name}.json", content)
     with staged(places.results / f"{experiment.name}.png") as file:
         draw(experiment, findings, file)
     with staged(places.results / f"{experiment.name}.md") as file:
@@ -63,7 +61,7 @@ def write(experiment: Experiment, findings: Findings, about: About, places: Plac
 def written(experiment: Experiment, places: Places) -> str | None:
     """The text of a table that says what this experiment would say again; None where there is none."""
     path = places.results / f"{experiment.name}.json"
-    if not path.is_file() or json.loads(path.read_text())["about"]["fingerprint"] != experiment.fingerprint:
+    if not path.is_file() or read_json(path)["about"]["fingerprint"] != experiment.fingerprint:
         return None
     return (places.results / f"{experiment.name}.md").read_text()
 

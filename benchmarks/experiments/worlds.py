@@ -32,8 +32,8 @@ from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.workspace import Workspace, activate
 from trainers.knowledge import VectorMatrix, load_matrix
-from trainers.language.calls import hash_of
 from trainers.language.facts import FactsConfig
+from trainers.language.parquet import hash_of, knowledge_table, write_changed
 from trainers.language.prompted import SPACE_OF
 from trainers.language.prompts import read_prompt
 from trainers.language.snapshots import Wording, read_questions
@@ -73,13 +73,13 @@ class World(Protocol):
         """The loader that `scenerank data` would run."""
         ...
 
-    def asked(self) -> Asked | None:
+    def asked(self) -> PromptChoice | None:
         """How a language model is asked about its users and scenarios; None: it is not."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class PromptChoice:
     """Prompts of `scenerank knowledge`, by name, of each level."""
 
     scenario: str = "contrast"
@@ -192,29 +192,15 @@ def write_rows(workspace: Workspace, space: str) -> None:
     texts = collect(workspace, space)
     clocks = (texts[name].cast(pa.int64()) for name in (columns.EVENT_TIMESTAMP, columns.CREATED_TIMESTAMP))
     later = pc.max_element_wise(*clocks).cast(TIME)
-    hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts[columns.TEXT].to_pylist()]
     fields = {
         columns.ROW: pa.array(np.arange(1, len(texts) + 1)),
-        columns.VERSION: pa.array([NO_MODEL] * len(texts)),
-        columns.TEXT_HASH: pa.array(hashes),
+        columns.TEXT_HASH: pa.array([hash_of(text) for text in texts[columns.TEXT].to_pylist()]),
         columns.TEXT: texts[columns.TEXT],
-        columns.VECTOR: pa.array([[0.0]] * len(texts), pa.list_(pa.float32())),
     }
-    table = pa.table(
-        {
-            columns.KNOWLEDGE[space]: texts[columns.KNOWLEDGE[space]],
-            columns.EVENT_TIMESTAMP: later,
-            columns.CREATED_TIMESTAMP: later,
-            **{columns.knowledge(space, field): values for field, values in fields.items()},
-        }
-    )
-    workspace.knowledge.mkdir(parents=True, exist_ok=True)
-    path = workspace.knowledge / f"{space}.parquet"
-    if not path.is_file() or not pq.read_table(path).equals(table):
-        pq.write_table(table, path, compression="zstd")
+    _write(workspace, space, texts[columns.KNOWLEDGE[space]], later, fields)
 
 
-def write_prompts(workspace: Workspace, asked: Asked) -> None:
+def write_prompts(workspace: Workspace, asked: PromptChoice) -> None:
     """The knowledge files that `scenerank knowledge` would write, with vectors of one zero."""
     wording = Wording(
         prompts={"scenario": read_prompt("scenario", asked.scenario), "user": read_prompt("user", asked.user)},
@@ -230,25 +216,23 @@ def write_prompts(workspace: Workspace, asked: Asked) -> None:
         nothing = pa.nulls(len(prompts), pa.string())
         fields = {
             columns.ROW: pa.array([row_of[prompt] for prompt in prompts]),
-            columns.VERSION: pa.array([NO_MODEL] * len(prompts)),
             columns.TEXT_HASH: pa.array([hash_of(prompt) for prompt in prompts]),
             columns.TEXT: pa.array([question.text for question in of_level]),
             columns.WORDS: nothing,
             columns.TOLD: nothing,
             columns.PROMPT: pa.array(prompts),
-            columns.VECTOR: pa.array([[0.0]] * len(prompts), pa.list_(pa.float32())),
         }
-        table = pa.table(
-            {
-                columns.PROMPTED[space]: pa.array([question.key for question in of_level]),
-                columns.EVENT_TIMESTAMP: times,
-                columns.CREATED_TIMESTAMP: times,
-                **{columns.knowledge(space, field): values for field, values in fields.items()},
-            }
-        )
-        path = workspace.knowledge / f"{space}.parquet"
-        if not path.is_file() or not pq.read_table(path).equals(table):
-            pq.write_table(table, path, compression="zstd")
+        _write(workspace, space, pa.array([question.key for question in of_level]), times, fields)
+
+
+def _write(workspace: Workspace, space: str, keys: pa.Array, times: pa.Array, fields: Mapping[str, pa.Array]) -> None:
+    """A knowledge file whose vectors are one zero each."""
+    nothing = {
+        columns.VERSION: pa.array([NO_MODEL] * len(keys)),
+        columns.VECTOR: pa.array([[0.0]] * len(keys), pa.list_(pa.float32())),
+    }
+    table = knowledge_table(space, keys, times, {**fields, **nothing})
+    write_changed(table, workspace.knowledge / f"{space}.parquet")
 
 
 def texts_of_rows(workspace: Workspace, space: str) -> tuple[np.ndarray, list[str]]:

@@ -6,7 +6,6 @@ keeps, from 1 on: the row of its vector.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns
 from trainers.knowledge import MODEL
-from trainers.language.parquet import vector_array, vectors_of, write
+from trainers.language.parquet import hash_of, vector_array, vectors_of, write
 
 ASKED = "asked"  # the state from which the model would have answered
 
@@ -29,10 +28,6 @@ class Call(NamedTuple):
     asked_E: np.ndarray
     model: str
     computed_us: int
-
-
-def hash_of(prompt: str) -> str:
-    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 class Calls:

@@ -8,7 +8,6 @@ available: when its text was and its model was. Until then it is neither trained
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ from feature_repo.workspace import Workspace
 from trainers.knowledge import MODEL
 from trainers.language.encoder import Backend, EncoderConfig, Progress, TextEncoder
 from trainers.language.model import ModelError
-from trainers.language.parquet import link, vector_array, vectors_of, write
+from trainers.language.parquet import hash_of, knowledge_table, link, vector_array, vectors_of, write
 from trainers.language.texts import collect
 
 CHECKPOINT_TEXTS = 256
@@ -234,7 +233,7 @@ class _Archive:
 
     def _table(self, records: Sequence[Record], vectors: Mapping[str, np.ndarray]) -> pa.Table:
         times = pa.array([r.time_us for r in records], pa.int64()).cast(TIME)
-        hashes = [hashlib.sha256(r.text.encode()).hexdigest()[:16] for r in records]
+        hashes = [hash_of(r.text) for r in records]
         computed = pa.array([r.computed_us for r in records], pa.int64()).cast(TIME)
         fields: dict[str, pa.Array] = {
             columns.ROW: pa.array([r.row for r in records], pa.int64()),
@@ -245,7 +244,4 @@ class _Archive:
             MODEL: pa.array([r.model for r in records], pa.string()),
             columns.COMPUTED_AT: computed,
         }
-        keys = pa.array([r.key for r in records], pa.string())
-        clock = {columns.EVENT_TIMESTAMP: times, columns.CREATED_TIMESTAMP: times}
-        named = {columns.knowledge(self.space, field): values for field, values in fields.items()}
-        return pa.table({columns.KNOWLEDGE[self.space]: keys, **clock, **named})
+        return knowledge_table(self.space, pa.array([r.key for r in records], pa.string()), times, fields)

@@ -1,15 +1,18 @@
-"""Knowledge files on disk: vectors as Arrow lists, written all or nothing, and one file under two names."""
+"""Knowledge files on disk: their table, vectors as Arrow lists, written all or nothing, one file under two names."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from feature_repo import columns
 
 
 def vector_array(vectors: Sequence[np.ndarray]) -> pa.Array:
@@ -25,12 +28,34 @@ def vectors_of(array: pa.ChunkedArray) -> list[np.ndarray]:
     return [vector for chunk in chunks for vector in chunk.flatten().to_numpy().reshape(len(chunk), -1)]
 
 
+def hash_of(text: str) -> str:
+    """Sixteen hex digits by which a text, or a prompt, is known."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def write(table: pa.Table, path: Path) -> None:
     """All or nothing: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(table, staged, compression="zstd")
     os.replace(staged, path)
+
+
+def write_changed(table: pa.Table, path: Path) -> None:
+    """The same, and a file that holds this table already is left as it is."""
+    if not path.is_file() or not pq.read_table(path).equals(table):
+        write(table, path)
+
+
+def knowledge_table(space: str, keys: pa.Array, times: pa.Array, fields: Mapping[str, pa.Array]) -> pa.Table:
+    """The table of a knowledge file: a line for each key and time from which on it was available.
+
+    Args:
+        keys: of the space's entity, text. times: `schema.TIME`. fields: by their names within the space.
+    """
+    clock = {columns.EVENT_TIMESTAMP: times, columns.CREATED_TIMESTAMP: times}
+    named = {columns.knowledge(space, name): values for name, values in fields.items()}
+    return pa.table({columns.SPACES[space]: keys, **clock, **named})
 
 
 def link(source: Path, target: Path) -> None:

@@ -27,12 +27,12 @@ from feature_repo import columns
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.workspace import Workspace
 from trainers.knowledge import MODEL, POI_SPACE, SCENARIO_KNOWLEDGE, USER_KNOWLEDGE, VectorMatrix, load_matrix
-from trainers.language.calls import Call, Calls, hash_of
+from trainers.language.calls import Call, Calls
 from trainers.language.embed import available_us
 from trainers.language.encoder import EncoderConfig, Progress
 from trainers.language.facts import FactsConfig
 from trainers.language.model import ModelError, model_identity
-from trainers.language.parquet import link, vector_array, write
+from trainers.language.parquet import hash_of, knowledge_table, link, vector_array, write_changed
 from trainers.language.poolings import POI_MEAN, POOLINGS, PoiMean, Pooling, PromptReader, reader_of
 from trainers.language.prompts import LEVELS, Level, Prompt, read_prompt
 from trainers.language.snapshots import Question, Wording, read_questions
@@ -316,17 +316,13 @@ def _table(
         MODEL: pa.array([answer.model for answer in answers], pa.string()),
         columns.COMPUTED_AT: pa.array([answer.computed_us for answer in answers], pa.int64()).cast(TIME),
     }
-    keys = pa.array([q.key for q in asked], pa.string())
-    clock = {columns.EVENT_TIMESTAMP: times, columns.CREATED_TIMESTAMP: times}
-    named = {columns.knowledge(space, name): values for name, values in fields.items()}
-    return pa.table({columns.PROMPTED[space]: keys, **clock, **named})
+    return knowledge_table(space, pa.array([q.key for q in asked], pa.string()), times, fields)
 
 
 def _put(table: pa.Table, folder: Path, version: str) -> None:
     """Write the version's table, if it changed, and make it the current one of its space."""
     path = folder / f"{version}.parquet"
-    if not path.is_file() or not pq.read_table(path).equals(table):
-        write(table, path)
+    write_changed(table, path)
     link(path, folder.with_suffix(".parquet"))
 
 

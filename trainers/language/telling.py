@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo import columns
-from trainers.language.calls import hash_of
 from trainers.language.encoder import EncoderConfig, Progress
 from trainers.language.model import model_identity, threads_of
-from trainers.language.parquet import write
+from trainers.language.parquet import hash_of, write
 
 
 def tell(

@@ -8,7 +8,7 @@ Letters: S scenarios, G maps of each (tasks, experts), B rows, I and O widths.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,18 @@ from trainers.models.mlp import Dropout
 
 def linear_by_scenario(rows: Tensor, scenario_B: Tensor, weight_SGIO: Tensor, bias_SG1O: Tensor) -> Tensor:
     """Rows (G, B, I), or (B, I) for all G, and scenarios (B,) int64 -> (G, B, O), each row by its scenario's maps."""
-    order_B = torch.argsort(scenario_B, stable=True)
-    present, counts = torch.unique_consecutive(scenario_B[order_B], return_counts=True)
-    groups = weight_SGIO.shape[1]
-    sorted_GBI = rows[:, order_B] if rows.dim() == 3 else rows[order_B].expand(groups, *rows.shape)
-    parts = [
-        torch.baddbmm(bias_SG1O[scenario], of_one, weight_SGIO[scenario])
-        for scenario, of_one in zip(present.tolist(), torch.split(sorted_GBI, counts.tolist(), dim=1), strict=True)
-    ]
+    rows_GBI = rows if rows.dim() == 3 else rows.expand(weight_SGIO.shape[1], *rows.shape)
+    return each_kind(
+        rows_GBI, scenario_B, lambda of_one, kind: torch.baddbmm(bias_SG1O[kind], of_one, weight_SGIO[kind])
+    )
+
+
+def each_kind(rows_GBI: Tensor, kind_B: Tensor, through: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """`through(rows of one kind (G, n, I), the kind) -> (G, n, O)` once for each kind that rows are of: (G, B, O)."""
+    order_B = torch.argsort(kind_B, stable=True)
+    present, counts = torch.unique_consecutive(kind_B[order_B], return_counts=True)
+    of_kinds = torch.split(rows_GBI[:, order_B], counts.tolist(), dim=1)
+    parts = [through(of_one, kind) for kind, of_one in zip(present.tolist(), of_kinds, strict=True)]
     back_B = torch.empty_like(order_B)
     back_B[order_B] = torch.arange(len(order_B), device=order_B.device)
     return torch.cat(parts, dim=1)[:, back_B]

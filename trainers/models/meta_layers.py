@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainers.models.by_scenario import each_kind
 from trainers.models.mlp import Dropout
 
 START = 0.1  # of what a generator's entries would be if its layers were to keep the length of a row
@@ -51,7 +52,7 @@ class MetaLinear(nn.Module):
         width, inputs, outputs = self.weight_CIO.shape
         if codes.few:
             weight_UIO = (codes.code_UC @ self.weight_CIO.flatten(1)).view(-1, inputs, outputs)
-            return _by_code(row_BI, weight_UIO, codes.of_row_B)
+            return each_kind(row_BI[None], codes.of_row_B, lambda rows, kind: rows @ weight_UIO[kind])[0]
         each_BCO = (row_BI @ self.weight_CIO.transpose(0, 1).reshape(inputs, width * outputs)).view(-1, width, outputs)
         return torch.einsum("bc,bco->bo", codes.code_UC[codes.of_row_B], each_BCO)
 
@@ -113,15 +114,3 @@ class MetaLayers(nn.Module):
                 return torch.tanh(row_BI)
             case "none":
                 return row_BI
-
-
-def _by_code(row_BI: Tensor, weight_UIO: Tensor, of_row_B: Tensor) -> Tensor:
-    """Each row through the matrix of its code, the rows of one code at once."""
-    if len(weight_UIO) == 1:
-        return row_BI @ weight_UIO[0]
-    order_B = torch.argsort(of_row_B, stable=True)
-    counts = torch.bincount(of_row_B, minlength=len(weight_UIO)).tolist()
-    parts = [rows @ weight for rows, weight in zip(torch.split(row_BI[order_B], counts), weight_UIO, strict=True)]
-    back_B = torch.empty_like(order_B)
-    back_B[order_B] = torch.arange(len(order_B), device=order_B.device)
-    return torch.cat(parts)[back_B]

@@ -8,9 +8,8 @@ from itertools import product
 import numpy as np
 
 from benchmarks.experiments import statistics
-from benchmarks.experiments.analysis import Difference, Findings, Row, cost
-from benchmarks.experiments.cells import Cell
-from benchmarks.experiments.check_ins.cells import Result, Store
+from benchmarks.experiments.analysis import Difference, Findings, Row, computed, cost
+from benchmarks.experiments.check_ins.cells import Store
 from benchmarks.experiments.check_ins.log import SLICES, Ranks, gains
 from benchmarks.experiments.check_ins.rules import Asked, Question, chosen
 from benchmarks.experiments.check_ins.world import CheckInWorld, Prepared, load
@@ -30,11 +29,11 @@ def analyse(made: Experiment, rules: Sequence[str], store: Store) -> Findings:
     assert isinstance(world, CheckInWorld)
     prepared = load(world, store.places)
     told: dict[str, list[Gains]] = {name: [of_rule] for name, of_rule in _rules(prepared, rules).items()}
-    told |= {arm: [all_gains(_ranks(cell, store)) for cell in cells] for arm, cells in made.cells.items()}
+    told |= {arm: [all_gains(computed(store.ranks(cell), cell)) for cell in cells] for arm, cells in made.cells.items()}
     user_B = prepared.log.user[prepared.rows("test")]
     users = int(user_B.max()) + 1
     times_KU = np.random.default_rng(world.seed).multinomial(users, np.full(users, 1 / users), size=RESAMPLES)
-    results = {arm: [_result(cell, store) for cell in cells] for arm, cells in made.cells.items()}
+    results = {arm: [computed(store.result(cell), cell) for cell in cells] for arm, cells in made.cells.items()}
     return Findings(
         rows=tuple(_rows(told, made)),
         differences=tuple(
@@ -121,17 +120,3 @@ def _difference(
         margin=comparison.margin,
         verdict=statistics.verdict(relative, comparison.margin),
     )
-
-
-def _result(cell: Cell, store: Store) -> Result:
-    found = store.result(cell)
-    if found is None:
-        raise ValueError(f"cell {cell.hash} was not computed; run the experiment again")
-    return found
-
-
-def _ranks(cell: Cell, store: Store) -> Ranks:
-    found = store.ranks(cell)
-    if found is None:
-        raise ValueError(f"the ranks of cell {cell.hash} are not there; compute it again")
-    return found

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.experiments import measures, worlds
-from benchmarks.experiments.cells import Cell, rounded, staged
+from benchmarks.experiments.cells import Cell, read_json, rounded, staged, write_json
 from benchmarks.experiments.check_ins.log import CheckIns, Ranks, mean_gains
 from benchmarks.experiments.check_ins.pairs import Pairs
 from benchmarks.experiments.check_ins.world import CheckInWorld, Prepared, load
@@ -135,7 +134,7 @@ class Store:
 
     def result(self, cell: Cell) -> Result | None:
         path = self.places.cells / f"{cell.hash}.json"
-        return from_plain(Result, json.loads(path.read_text())["result"]) if path.is_file() else None
+        return from_plain(Result, read_json(path)["result"]) if path.is_file() else None
 
     def ranks(self, cell: Cell) -> Ranks | None:
         path = self.places.scratch / "ranks" / f"{cell.hash}.parquet"
@@ -148,5 +147,4 @@ class Store:
         with staged(self.places.scratch / "ranks" / f"{cell.hash}.parquet") as file:
             pq.write_table(pa.table(asdict(ranks)), file)
         content = {"cell": cell.plain(), "result": rounded(to_plain(result))}
-        with staged(self.places.cells / f"{cell.hash}.json") as file:
-            file.write_text(json.dumps(content, indent=1, default=str) + "\n")
+        write_json(self.places.cells / f"{cell.hash}.json", content)

@@ -38,8 +38,6 @@ FALLBACK = (90.0, 0.1)  # half-life and `elsewhen` of the popularity that follow
 OWN = "own history"
 OWN_DAYPART = "own history by part of day"
 OWN_NEARBY = "own history by part of day, then nearby popularity"
-POPULAR = "popularity"
-NEARBY = "distance-decayed popularity"
 NEARBY_DAYPART = "distance-decayed popularity by part of day"
 
 
@@ -115,7 +113,6 @@ class Asked:
 
 def variants() -> dict[str, list[Baseline]]:
     """Name -> the variants of each baseline."""
-    popular = list(product(POPULAR_HALF_LIVES, SCALES_KM))
     return {
         OWN: [Baseline(own_half_life_days=days) for days in OWN_HALF_LIVES],
         OWN_DAYPART: [Baseline(own_half_life_days=d, own_elsewhen=e) for d, e in product(OWN_HALF_LIVES, ELSEWHEN)],
@@ -123,11 +120,9 @@ def variants() -> dict[str, list[Baseline]]:
             Baseline(own_half_life_days=d, own_elsewhen=e, half_life_days=FALLBACK[0], elsewhen=FALLBACK[1], scale_km=s)
             for d, e, s in product(OWN_HALF_LIVES, ELSEWHEN, SCALES_KM)
         ],
-        POPULAR: [Baseline(half_life_days=days) for days in POPULAR_HALF_LIVES],
-        NEARBY: [Baseline(half_life_days=days, scale_km=scale) for days, scale in popular],
         NEARBY_DAYPART: [
-            Baseline(half_life_days=days, elsewhen=elsewhen, scale_km=scale)
-            for (days, scale), elsewhen in product(popular, ELSEWHEN)
+            Baseline(half_life_days=d, elsewhen=e, scale_km=s)
+            for d, s, e in product(POPULAR_HALF_LIVES, SCALES_KM, ELSEWHEN)
         ],
     }
 

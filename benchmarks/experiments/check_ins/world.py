@@ -26,7 +26,7 @@ from benchmarks.experiments.check_ins.log import CheckIns, read
 from benchmarks.experiments.check_ins.pairs import Pairs, Retrieval, candidates, drawn, spine
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.vectors import SPACES
-from benchmarks.experiments.worlds import NOTE, Asked, Note, Progress
+from benchmarks.experiments.worlds import NOTE, Note, Progress, PromptChoice
 from feature_repo.datasets.choose import Choice, DatasetName, Options, choose
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace, activate
@@ -57,7 +57,7 @@ class CheckInWorld:
     def choice(self) -> Choice:
         return choose(DatasetName.FOURSQUARE, Options())
 
-    def asked(self) -> Asked | None:
+    def asked(self) -> PromptChoice | None:
         return None
 
 
