@@ -4,6 +4,8 @@ Same results as Feast's own DuckDB store, which it extends, and the rows come ba
 
     spine ASOF LEFT JOIN view ON keys AND spine.time >= view.time        then: older than its TTL -> null
 
+What `materialize` asks for, the newest row of every entity, is found by times alone and then streamed.
+
 With `filter_by_created_timestamp` (what was known at T?) a value counts from the later of its event and creation time,
 and a value that arrives after a newer one is never the newest: such superseded values are dropped before the merge.
 """
@@ -11,34 +13,31 @@ and a value that arrives after a newer one is never the newest: such superseded 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
-from feast import FeatureView, FileSource
-from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig, _read_data_source
+from feast import FeatureView
+from feast.data_source import DataSource
+from feast.infra.offline_stores.duckdb import DuckDBOfflineStore
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
-from feast.saved_dataset import SavedDatasetStorage
+
+from feature_repo.stores.duck import DuckConfig, LazyJob, configure, quoted, relation_of, text
+from feature_repo.stores.latest import LatestJob
 
 ROW = "__row"  # position of an entity row, so that every answer is in the order of the question
 
 
-class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
-    """
-    Args:
-        memory_limit: of one join, in DuckDB's words (`4GB`); beyond it DuckDB spills to disk. None: its default.
-        threads: of one join; None: all cores.
-    """
+class AsofOfflineStoreConfig(DuckConfig):
+    """How much of the machine a join may take."""
 
     type: str = "feature_repo.stores.asof.AsofOfflineStore"
-    memory_limit: str | None = None
-    threads: int | None = None
 
 
 class AsofOfflineStore(DuckDBOfflineStore):
@@ -73,6 +72,29 @@ class AsofOfflineStore(DuckDBOfflineStore):
             references=feature_refs,
         )
 
+    @staticmethod
+    def pull_latest_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime,
+        end_date: datetime,
+    ) -> RetrievalJob:
+        """Of each entity the row with the newest event time in the range, then the newest creation time. Rows without
+        a key belong to no entity."""
+        return LatestJob(
+            relation=relation_of(data_source, str(config.repo_path)),
+            keys=join_key_columns,
+            features=feature_name_columns,
+            time=timestamp_field,
+            created=created_timestamp_column,
+            between=(start_date, end_date),
+            config=config.offline_store,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lookup:
@@ -101,11 +123,10 @@ def _lookup(view: FeatureView, references: list[str], full_names: bool, known_on
     wanted = [r.split(":", 1)[1] for r in references if r.split(":", 1)[0] == projection.name_to_use()]
     prefix = f"{projection.name_alias or view.name}__" if full_names else ""
     column_of = {new: old for old, new in source.field_mapping.items()}
-    parquet = isinstance(source, FileSource) and source.path.endswith(".parquet") and "://" not in source.path
     joined = projection.join_key_map or {entity.name: entity.name for entity in view.entity_columns}
     return Lookup(
         name=view.name,
-        relation=source.path if parquet else _read_data_source(source, repo_path).to_pyarrow(),
+        relation=relation_of(source, repo_path),
         keys={column_of.get(key, key): entity for key, entity in joined.items()},
         features={f"{prefix}{name}": column_of.get(name, name) for name in wanted},
         time=source.timestamp_field,
@@ -115,8 +136,8 @@ def _lookup(view: FeatureView, references: list[str], full_names: bool, known_on
     )
 
 
-class AsofRetrievalJob(RetrievalJob):
-    """A join that runs when its result is asked for."""
+class AsofRetrievalJob(LazyJob):
+    """A point-in-time join."""
 
     def __init__(
         self,
@@ -155,35 +176,18 @@ class AsofRetrievalJob(RetrievalJob):
     def metadata(self) -> RetrievalMetadata:
         return self._metadata
 
-    def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Not offered: a training set is persisted by whoever asked for it."""
-        raise NotImplementedError("write the result of to_arrow() yourself; this job keeps nothing")
-
-    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        return self._to_arrow_internal(timeout).to_pandas()
-
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         entities = self._entity_df.assign(**{self._time: _utc(self._entity_df[self._time])})
         answer = pa.Table.from_pandas(entities, preserve_index=False)
         spine = answer.select(sorted({self._time, *(k for lookup in self._lookups for k in lookup.keys.values())}))
         spine = spine.append_column(ROW, pa.array(range(len(spine)), pa.int64()))
         with duckdb.connect() as db:
-            _configure(db, self._config)
+            configure(db, self._config)
             db.register("spine", spine)
             for lookup in self._lookups:
                 for name, column in _join(db, lookup, self._time).items():
                     answer = answer.append_column(name, column)
         return answer
-
-
-def _configure(db: duckdb.DuckDBPyConnection, config: AsofOfflineStoreConfig) -> None:
-    db.execute("SET TimeZone = 'UTC'")
-    # A registered Arrow table has no known size, for which DuckDB would take a nested loop instead of the merge.
-    db.execute("SET asof_loop_join_threshold = 0")
-    if config.memory_limit is not None:
-        db.execute("SET memory_limit = ?", [config.memory_limit])
-    if config.threads is not None:
-        db.execute("SET threads = ?", [config.threads])
 
 
 def _join(db: duckdb.DuckDBPyConnection, lookup: Lookup, time: str) -> dict[str, pa.ChunkedArray]:
@@ -192,18 +196,18 @@ def _join(db: duckdb.DuckDBPyConnection, lookup: Lookup, time: str) -> dict[str,
         db.register("source", lookup.relation)
         source = "source"
     else:
-        source = f"read_parquet({_text(lookup.relation)})"
-    keys = [f"v.{_quoted(key)} = s.{_quoted(entity)}" for key, entity in lookup.keys.items()]
+        source = f"read_parquet({text(lookup.relation)})"
+    keys = [f"v.{quoted(key)} = s.{quoted(entity)}" for key, entity in lookup.keys.items()]
     alive = "TRUE"
     if lookup.ttl is not None:
-        alive = f"v.__time + {_interval(lookup.ttl)} >= s.{_quoted(time)}"
+        alive = f"v.__time + {_interval(lookup.ttl)} >= s.{quoted(time)}"
     values = [
-        f"CASE WHEN {alive} THEN v.{_quoted(column)} END AS {_quoted(name)}" for name, column in lookup.features.items()
+        f"CASE WHEN {alive} THEN v.{quoted(column)} END AS {quoted(name)}" for name, column in lookup.features.items()
     ]
     query = f"""
         SELECT {", ".join(values)} FROM spine s
         ASOF LEFT JOIN ({_versions(db, lookup, source, time)}) v
-          ON {" AND ".join([*keys, f"s.{_quoted(time)} >= v.__known"])}
+          ON {" AND ".join([*keys, f"s.{quoted(time)} >= v.__known"])}
         ORDER BY s.{ROW}"""
     table = db.execute(query).to_arrow_table()
     return {name: table[name] for name in lookup.features}
@@ -211,10 +215,10 @@ def _join(db: duckdb.DuckDBPyConnection, lookup: Lookup, time: str) -> dict[str,
 
 def _versions(db: duckdb.DuckDBPyConnection, lookup: Lookup, source: str, time: str) -> str:
     """A query for one row a (keys, moment from which it is the newest): `__known`, its event time `__time`, values."""
-    keys = [_quoted(key) for key in lookup.keys]
-    columns = ", ".join([*keys, *(_quoted(c) for c in dict.fromkeys(lookup.features.values()) if c not in lookup.keys)])
-    event = f"{_quoted(lookup.time)}::TIMESTAMPTZ"
-    created = f"{_quoted(lookup.created)}::TIMESTAMPTZ" if lookup.created else event
+    keys = [quoted(key) for key in lookup.keys]
+    columns = ", ".join([*keys, *(quoted(c) for c in dict.fromkeys(lookup.features.values()) if c not in lookup.keys)])
+    event = f"{quoted(lookup.time)}::TIMESTAMPTZ"
+    created = f"{quoted(lookup.created)}::TIMESTAMPTZ" if lookup.created else event
     rows = f"SELECT {columns}, {event} AS __time, {created} AS __created FROM {source} WHERE {_reach(lookup, time)}"
     partition = f"PARTITION BY {', '.join(keys)}" if keys else ""
     late = lookup.known_only and _any(db, f"SELECT 1 FROM {source} WHERE {created} > {event}")
@@ -236,10 +240,10 @@ def _versions(db: duckdb.DuckDBPyConnection, lookup: Lookup, source: str, time: 
 
 def _reach(lookup: Lookup, time: str) -> str:
     """Which source rows any spine row can see at all."""
-    event = f"{_quoted(lookup.time)}::TIMESTAMPTZ"
-    reach = f"{event} <= (SELECT max({_quoted(time)}) FROM spine)"
+    event = f"{quoted(lookup.time)}::TIMESTAMPTZ"
+    reach = f"{event} <= (SELECT max({quoted(time)}) FROM spine)"
     if lookup.ttl is not None:
-        reach += f" AND {event} + {_interval(lookup.ttl)} >= (SELECT min({_quoted(time)}) FROM spine)"
+        reach += f" AND {event} + {_interval(lookup.ttl)} >= (SELECT min({quoted(time)}) FROM spine)"
     return reach
 
 
@@ -256,11 +260,3 @@ def _utc(times: pd.Series[Any]) -> pd.Series[Any]:
 
 def _interval(span: timedelta) -> str:
     return f"to_microseconds({span // timedelta(microseconds=1)})"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

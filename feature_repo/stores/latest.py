@@ -1,0 +1,92 @@
+"""The newest row of every entity in a range of event times, streamed: what `materialize` asks an offline store for.
+
+Which row is the newest is settled by keys and times alone; values are then read of those rows only, in batches, so
+that memory does not grow with the width of a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import duckdb
+import pyarrow as pa
+
+from feature_repo.stores.duck import DuckConfig, LazyJob, configure, quoted, text
+
+BATCH_ROWS = 50_000
+
+
+class LatestJob(LazyJob):
+    """Of each entity the row with the newest event time, then the newest creation time. Rows without a key belong to no
+    entity."""
+
+    def __init__(
+        self,
+        *,
+        relation: str | pa.Table,
+        keys: Sequence[str],
+        features: Sequence[str],
+        time: str,
+        created: str | None,
+        between: tuple[datetime, datetime],
+        config: DuckConfig,
+    ) -> None:
+        """
+        Args:
+            relation: a path of Parquet files, or a table.
+            created: the column of creation times; None or empty: there is none.
+            between: event times, both ends included; without a zone they are UTC.
+        """
+        super().__init__()
+        self._relation = relation
+        self._keys = keys
+        self._times = [time, created] if created else [time]
+        self._columns = list(dict.fromkeys([*keys, *features, *self._times]))
+        self._between = between
+        self._config = config
+
+    def to_batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """The answer in batches of about `rows`, computed as they are wanted."""
+        with duckdb.connect() as db:
+            configure(db, self._config)
+            db.execute("SET preserve_insertion_order = false")
+            query = self._of_files(self._relation) if isinstance(self._relation, str) else self._of_table(db)
+            yield from db.execute(query, [_utc(moment) for moment in self._between]).to_arrow_reader(rows)
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        with duckdb.connect() as db:
+            configure(db, self._config)
+            query = self._of_files(self._relation) if isinstance(self._relation, str) else self._of_table(db)
+            return db.execute(query, [_utc(moment) for moment in self._between]).to_arrow_table()
+
+    def _of_files(self, path: str) -> str:
+        """A row of a file is told by the file and its number."""
+        files = f"read_parquet({text(path)}, file_row_number = true, filename = true)"
+        newest = f"arg_max(struct_pack(f := filename, n := file_row_number), ROW({', '.join(self._newest)}))"
+        keys = f"GROUP BY {', '.join(map(quoted, self._keys))}" if self._keys else ""
+        return f"""
+            SELECT {", ".join(f"s.{quoted(column)}" for column in self._columns)} FROM {files} s
+            JOIN (SELECT {newest} AS place FROM {files} WHERE {self._there} {keys}) newest
+              ON newest.place.f = s.filename AND newest.place.n = s.file_row_number"""
+
+    def _of_table(self, db: duckdb.DuckDBPyConnection) -> str:
+        db.register("source", self._relation)
+        keys = f"PARTITION BY {', '.join(map(quoted, self._keys))}" if self._keys else ""
+        order = ", ".join(f"{time} DESC" for time in self._newest)
+        return f"""
+            SELECT {", ".join(map(quoted, self._columns))} FROM source WHERE {self._there}
+            QUALIFY row_number() OVER ({keys} ORDER BY {order}) = 1"""
+
+    @property
+    def _newest(self) -> list[str]:
+        return [f"coalesce({quoted(time)}::TIMESTAMPTZ, TIMESTAMPTZ '-infinity')" for time in self._times]
+
+    @property
+    def _there(self) -> str:
+        keys = [f"{quoted(key)} IS NOT NULL" for key in self._keys]
+        return " AND ".join([f"{quoted(self._times[0])}::TIMESTAMPTZ BETWEEN $1 AND $2", *keys])
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment

@@ -1,0 +1,265 @@
+"""Online stores of packed records: Feast's interface for everybody, arrays for those who read hundreds of entities.
+
+`apply`, `materialize`, `push` and `get_online_features` work as with any online store. `read` answers for several views
+at once with Arrow arrays, ages and what has outlived its view's time to live; no protobuf is made on the way. A write
+that is older than what is there is dropped. Where records lie is left to the stores that extend this one.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureView
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.infra.online_stores.helpers import compute_versioned_name
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
+
+from feature_repo.stores.keys import VERSION, EntityKeys
+from feature_repo.stores.layout import NEVER, TAG_BYTES, Layout, LayoutError, Slot
+
+MICROSECOND = 1e-6
+Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
+
+
+class PackedConfig(FeastConfigBaseModel):
+    """What all packed stores can be told.
+
+    Args:
+        expire: whether `get_online_features` leaves out values that have outlived their view's time to live by the
+            clock on the wall. Off, it answers as Feast's own stores do; a log of the past wants that. `read` is told
+            its moment and always applies the time to live.
+    """
+
+    expire: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How some features of one view are read: made once, used for every request.
+
+    Attributes:
+        table: what the view's records are kept under.
+        ttl_us: 0 for ever.
+    """
+
+    view: str
+    table: str
+    keys: EntityKeys
+    layout: Layout
+    wanted: tuple[Slot, ...]
+    ttl_us: int
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What was read of n entities.
+
+    Attributes:
+        values: feature -> array (n,), null where there is no value or it is too old.
+        found: bool (n,), whether there is a record.
+        stale: bool (n,), whether it is older than its view lets it live.
+        times_us: int64 (n,), event times; 0 where nothing was found.
+    """
+
+    values: Mapping[str, pa.Array]
+    found: np.ndarray
+    stale: np.ndarray
+    times_us: np.ndarray
+
+
+class PackedOnlineStore(OnlineStore):
+    """All that does not depend on where records lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._layouts: dict[bytes, Layout] = {}
+        self._announced: set[tuple[str, bytes]] = set()
+
+    @abstractmethod
+    def get(self, config: RepoConfig, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
+        """For each (table, keys) the record of each key, None where there is none. In as few round trips as can be."""
+
+    @abstractmethod
+    def put(self, config: RepoConfig, table: str, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
+        """Keep each record unless a newer one (by event time, then by creation time) is there; all or nothing where
+        the store can. Of two records of the same times the later one stays."""
+
+    @abstractmethod
+    def announce(self, config: RepoConfig, table: str, layout: Layout) -> None:
+        """Keep the description of a layout beside the records that have it."""
+
+    @abstractmethod
+    def announced(self, config: RepoConfig, table: str) -> list[Layout]:
+        """Every layout that records of a table may have."""
+
+    def prepare(self, config: RepoConfig, view: FeatureView, features: Sequence[str] | None = None) -> Plan:
+        """How these features of a view (None: all) are read.
+
+        Raises LayoutError for a feature that the view has not, or of a type that records do not hold.
+        """
+        layout = Layout.of_view(view)
+        slots = {slot.name: slot for slot in layout.slots}
+        absent = [name for name in features or () if name not in slots]
+        if absent:
+            raise LayoutError(f"view {view.name!r} has no features {absent}; it has {', '.join(slots)}")
+        return Plan(
+            view=view.name,
+            table=compute_versioned_name(view, config.registry.enable_online_feature_view_versioning),
+            keys=EntityKeys.of_view(view),
+            layout=layout,
+            wanted=tuple(slots[name] for name in (slots if features is None else features)),
+            ttl_us=int(view.ttl.total_seconds() / MICROSECOND) if view.ttl else 0,
+        )
+
+    def read(
+        self, config: RepoConfig, asked: Sequence[tuple[Plan, Mapping[str, Sequence[Any]]]], at_us: int
+    ) -> list[Columns]:
+        """Several views at once, as of a moment (microseconds UTC).
+
+        Args:
+            asked: a plan, and for every join key of its view the values of n entities.
+        """
+        keyed = [(plan.table, plan.keys.of(entities)) for plan, entities in asked]
+        answers = self.get(config, keyed)
+        return [self._columns(config, plan, records, at_us) for (plan, _), records in zip(asked, answers, strict=True)]
+
+    def read_columns(
+        self,
+        config: RepoConfig,
+        view: FeatureView,
+        entities: Mapping[str, Sequence[Any]],
+        features: Sequence[str] | None = None,
+        at: datetime | None = None,
+    ) -> Columns:
+        """One view, as of a moment (now, unless told otherwise)."""
+        moment = at or datetime.now(UTC)
+        return self.read(config, [(self.prepare(config, view, features), entities)], _microseconds(moment))[0]
+
+    def write(
+        self,
+        config: RepoConfig,
+        view: FeatureView,
+        keys: Sequence[bytes],
+        values: Mapping[str, pa.Array],
+        event_us: np.ndarray,
+        created_us: np.ndarray,
+    ) -> None:
+        """Write n entities of one view; see `Layout.encode`."""
+        plan = self.prepare(config, view)
+        records = plan.layout.encode(values, event_us, created_us)
+        if (plan.table, plan.layout.tag) not in self._announced:
+            self.announce(config, plan.table, plan.layout)
+            self._announced.add((plan.table, plan.layout.tag))
+        self.put(config, plan.table, keys, records)
+
+    def online_write_batch(
+        self, config: RepoConfig, table: FeatureView, data: list[Row], progress: Callable[[int], Any] | None
+    ) -> None:
+        """Feast's way in: rows as protobufs."""
+        keys = [serialize_entity_key(key, VERSION) for key, *_ in data]
+        values = {
+            slot.name: pa.array([_python(row.get(slot.name)) for _, row, *_ in data], slot.arrow)
+            for slot in Layout.of_view(table).slots
+        }
+        event_us = np.array([_microseconds(event) for *_, event, _ in data], dtype=np.int64)
+        created_us = np.array([NEVER if c is None else _microseconds(c) for *_, c in data], dtype=np.int64)
+        self.write(config, table, keys, values, event_us, created_us)
+        if progress:
+            progress(len(data))
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+        """Feast's way out: values as protobufs."""
+        plan = self.prepare(config, table, requested_features)
+        records = self.get(config, [(plan.table, [serialize_entity_key(key, VERSION) for key in entity_keys])])[0]
+        read = self._columns(config, plan, records, _microseconds(datetime.now(UTC)), config.online_store.expire)
+        kinds = {f.name: f.dtype.to_value_type() for f in table.features}
+        protos = {
+            name: python_values_to_proto_values(array.to_pylist(), kinds[name]) for name, array in read.values.items()
+        }
+        times = [datetime.fromtimestamp(time * MICROSECOND, UTC) for time in read.times_us.tolist()]
+        there = read.found & ~read.stale
+        return [
+            (times[at], {name: of_name[at] for name, of_name in protos.items()}) if there[at] else (None, None)
+            for at in range(len(records))
+        ]
+
+    def _is_versioned_read_supported(self) -> bool:
+        """Feast asks its own stores by their classes."""
+        return True
+
+    def _columns(
+        self, config: RepoConfig, plan: Plan, records: Sequence[bytes | None], at_us: int, expire: bool = True
+    ) -> Columns:
+        found = np.array([record is not None for record in records], dtype=bool)
+        arrays, event_us = self._decoded(config, plan, [record for record in records if record is not None])
+        times_us = np.zeros(len(records), dtype=np.int64)
+        times_us[found] = event_us
+        stale = np.zeros(len(records), dtype=bool)
+        if plan.ttl_us and expire:
+            stale = found & (times_us < at_us - plan.ttl_us)
+        if not found.all() or stale.any():
+            row = pa.array(np.cumsum(found) - 1, mask=~found | stale)
+            arrays = [array.take(row) for array in arrays]
+        values = {slot.name: array for slot, array in zip(plan.wanted, arrays, strict=True)}
+        return Columns(values, found, stale, times_us)
+
+    def _decoded(self, config: RepoConfig, plan: Plan, records: Sequence[bytes]) -> tuple[list[pa.Array], np.ndarray]:
+        """Records of one layout in one go; those of several, each by its own."""
+        tags = {record[:TAG_BYTES] for record in records}
+        if tags <= {plan.layout.tag}:
+            return plan.layout.decode(records, plan.wanted)
+        parts, order = [], []
+        for tag in tags:
+            rows = [at for at, record in enumerate(records) if record[:TAG_BYTES] == tag]
+            parts.append(self._layout(config, plan, tag).decode([records[at] for at in rows], plan.wanted))
+            order += rows
+        back = np.argsort(order)
+        arrays = [pa.concat_arrays([p[0][at] for p in parts]).take(pa.array(back)) for at in range(len(plan.wanted))]
+        return arrays, np.concatenate([event_us for _, event_us in parts])[back]
+
+    def _layout(self, config: RepoConfig, plan: Plan, tag: bytes) -> Layout:
+        """The layout that begins with these bytes. Raises LayoutError where nobody described it."""
+        if tag not in self._layouts:
+            known = [plan.layout, *self.announced(config, plan.table)]
+            self._layouts |= {layout.tag: layout for layout in known}
+        if tag not in self._layouts:
+            raise LayoutError(
+                f"the online store has records of view {plan.view!r} in a layout that it does not describe "
+                f"({tag.hex()}); materialise the view again, by one version of this project"
+            )
+        return self._layouts[tag]
+
+
+def micros_of(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Times of any unit, UTC where they name no zone, as int64 microseconds; `NEVER` for null."""
+    whole = array.cast(pa.timestamp("us", tz=array.type.tz), safe=False).cast(pa.int64())
+    filled: np.ndarray = np.asarray(pc.fill_null(whole, NEVER))
+    return filled
+
+
+def _microseconds(time: datetime) -> int:
+    """Times without a zone are UTC, as everywhere in Feast."""
+    aware = time.replace(tzinfo=UTC) if time.tzinfo is None else time
+    since = aware - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _python(value: Value | None) -> Any:
+    return None if value is None else feast_value_type_to_python_type(value)

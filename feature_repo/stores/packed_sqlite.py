@@ -1,0 +1,141 @@
+"""Packed records in one SQLite file: the embedded online store, a table a view, a row an entity.
+
+    online_store:
+      type: feature_repo.stores.packed_sqlite.PackedSqliteOnlineStore
+      path: online.db
+
+Readers never wait for a writer (write-ahead log), a batch is there whole or not at all, also after a kill.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from feast import Entity, FeatureView
+from feast.repo_config import RepoConfig
+
+from feature_repo.stores.layout import Layout, times_of
+from feature_repo.stores.packed import PackedConfig, PackedOnlineStore
+
+PATIENCE_S = 30.0  # of a writer for another writer
+MOST_KEYS = 30_000  # of one query; SQLite allows 32,766 variables
+
+
+class PackedSqliteOnlineStoreConfig(PackedConfig):
+    """
+    Args:
+        path: of the file, absolute or from the folder of the repository.
+    """
+
+    type: str = "feature_repo.stores.packed_sqlite.PackedSqliteOnlineStore"
+    path: str = "online.db"
+
+
+class PackedSqliteOnlineStore(PackedOnlineStore):
+    """Records in SQLite; a connection a thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own = threading.local()
+
+    def get(self, config: RepoConfig, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
+        db = self._connection(config)
+        return [_records(db, _table(config, table), keys) for table, keys in asked]
+
+    def put(self, config: RepoConfig, table: str, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
+        rows = ((key, *times_of(record), record) for key, record in zip(keys, records, strict=True))
+        name = _table(config, table)
+        with self._connection(config) as db:
+            db.executemany(
+                f"INSERT INTO {name} VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE "
+                "SET event = excluded.event, created = excluded.created, record = excluded.record "
+                "WHERE (excluded.event, excluded.created) >= (event, created)",
+                rows,
+            )
+
+    def announce(self, config: RepoConfig, table: str, layout: Layout) -> None:
+        with self._connection(config) as db:
+            _create(db, config, table)
+            db.execute("INSERT OR IGNORE INTO layouts VALUES (?, ?)", (_table(config, table), str(layout)))
+
+    def announced(self, config: RepoConfig, table: str) -> list[Layout]:
+        db = self._connection(config)
+        found = db.execute("SELECT layout FROM layouts WHERE records = ?", (_table(config, table),))
+        return [Layout.parse(text) for (text,) in found]
+
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[FeatureView],
+        tables_to_keep: Sequence[FeatureView],
+        entities_to_delete: Sequence[Entity],
+        entities_to_keep: Sequence[Entity],
+        partial: bool,
+    ) -> None:
+        """Raises LayoutError for a view that no record can hold, before anything is changed."""
+        kept = [self.prepare(config, view).table for view in tables_to_keep]
+        with self._connection(config) as db:
+            for table in kept:
+                _create(db, config, table)
+            for view in tables_to_delete:
+                self._drop(db, config, self.prepare(config, view).table)
+
+    def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
+        with self._connection(config) as db:
+            for view in tables:
+                self._drop(db, config, self.prepare(config, view).table)
+
+    def _drop(self, db: sqlite3.Connection, config: RepoConfig, table: str) -> None:
+        name = _table(config, table)
+        db.execute(f"DROP TABLE IF EXISTS {name}")
+        db.execute("DELETE FROM layouts WHERE records = ?", (name,))
+        self._announced = {(of, tag) for of, tag in self._announced if of != table}
+
+    def _connection(self, config: RepoConfig) -> sqlite3.Connection:
+        path = Path(config.online_store.path)
+        path = path if path.is_absolute() or config.repo_path is None else config.repo_path / path
+        open_ = getattr(self._own, "connections", None)
+        if open_ is None:
+            open_ = self._own.connections = {}
+        if path not in open_:
+            open_[path] = _open(path)
+        connection: sqlite3.Connection = open_[path]
+        return connection
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path, timeout=PATIENCE_S)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("CREATE TABLE IF NOT EXISTS layouts (records TEXT, layout TEXT, PRIMARY KEY (records, layout))")
+    return db
+
+
+def _create(db: sqlite3.Connection, config: RepoConfig, table: str) -> None:
+    db.execute(
+        f"CREATE TABLE IF NOT EXISTS {_table(config, table)} "
+        "(key BLOB PRIMARY KEY, event INTEGER NOT NULL, created INTEGER NOT NULL, record BLOB NOT NULL)"
+    )
+
+
+def _records(db: sqlite3.Connection, name: str, keys: Sequence[bytes]) -> list[bytes | None]:
+    """Nothing of a view that was never applied."""
+    found: dict[bytes, bytes] = {}
+    try:
+        for start in range(0, len(keys), MOST_KEYS):
+            some = keys[start : start + MOST_KEYS]
+            wanted = ",".join("?" * len(some))
+            found |= dict(db.execute(f"SELECT key, record FROM {name} WHERE key IN ({wanted})", some))
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error):
+            raise
+    return [found.get(key) for key in keys]
+
+
+def _table(config: RepoConfig, table: str) -> str:
+    """Quoted, and never one of this file's own."""
+    return '"' + f"{config.project}:{table}".replace('"', '""') + '"'
