@@ -30,7 +30,7 @@ def render(workspace: Workspace, profile: str = EMBEDDED) -> Path:
     config["project"] = workspace.root.name.replace("-", "_")
     if config["registry"]["path"].startswith("sqlite:///"):
         config["registry"]["path"] = f"sqlite:///{workspace.root / 'registry.db'}"
-    if config["online_store"]["type"] == "sqlite":
+    if "path" in config["online_store"]:
         config["online_store"]["path"] = str(workspace.root / "online.db")
     workspace.root.mkdir(parents=True, exist_ok=True)
     workspace.feature_store_yaml.write_text(yaml.safe_dump(config, sort_keys=False))

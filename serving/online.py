@@ -1,7 +1,8 @@
 """One view of the online store at a time: values as arrays, each present, missing or stale as of a moment.
 
 Whatever the store answers, a value counts as missing if it is null, and as stale if it outlived its view's time to live
-at that moment. A value newer than the moment is used: the online store holds nothing older.
+at that moment. A value newer than the moment is used: the online store holds nothing older. A packed store answers in
+arrays; any other one of Feast's in protobufs, value by value.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import pyarrow.compute as pc
 from feast import FeatureStore
 from feast.errors import FeatureViewNotFoundException
 from feast.types import from_feast_to_pyarrow_type
+
+from feature_repo.stores.packed import Columns, PackedOnlineStore, Plan
 
 
 class ServiceMismatch(ValueError):
@@ -45,12 +48,14 @@ class ViewReading:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What is read of one feature view: `types` of the chosen features, `ttl_us` the time to live (0: for ever)."""
+    """What is read of one feature view: `types` of the chosen features, `ttl_us` the time to live (0: for ever), and,
+    of a packed store, how records are read."""
 
     name: str
     keys: frozenset[str]
     ttl_us: int
     types: Mapping[str, pa.DataType]
+    plan: Plan | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,7 @@ def open_view(store: FeatureStore, name: str, features: Sequence[str]) -> View:
         keys=frozenset(view.join_keys),
         ttl_us=int(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
         types={feature: from_feast_to_pyarrow_type(types[feature]) for feature in features},
+        plan=packed.prepare(store.config, view, features) if (packed := _packed(store)) else None,
     )
 
 
@@ -107,6 +113,11 @@ def fetch(store: FeatureStore, views: Sequence[View], keys: Mapping[str, list[st
     """Read several views in one call, as of `time_us`; `keys`: n values of every key that one of the views has."""
     if not views:
         return []
+    packed = _packed(store)
+    if packed is not None:
+        asked = [(view.plan, {key: keys[key] for key in view.keys}) for view in views if view.plan is not None]
+        answers = packed.read(store.config, asked, time_us)
+        return [_of_columns(view, columns) for view, columns in zip(views, answers, strict=True)]
     needed = frozenset[str]().union(*(view.keys for view in views))
     response = store.get_online_features(
         features=[f"{view.name}:{feature}" for view in views for feature in view.types],
@@ -114,17 +125,32 @@ def fetch(store: FeatureStore, views: Sequence[View], keys: Mapping[str, list[st
     )
     values = response.to_dict()
     vectors = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
-    return [_as_of(view, values, vectors[next(iter(view.types))], time_us) for view in views]
+    return [_of_protobufs(view, values, vectors[next(iter(view.types))], time_us) for view in views]
 
 
-def _as_of(view: View, values: Mapping[str, list[Any]], vector: Any, time_us: int) -> Read:
+def _packed(store: FeatureStore) -> PackedOnlineStore | None:
+    online = store._get_provider().online_store  # Feast has no public way to a plug-in
+    return online if isinstance(online, PackedOnlineStore) else None
+
+
+def _of_columns(view: View, columns: Columns) -> Read:
+    nulls = (columns.values[feature].is_null().to_numpy(zero_copy_only=False) for feature in view.types)
+    statuses = np.stack([_statuses(null, columns.stale) for null in nulls])
+    return Read(view=view, values=dict(columns.values), statuses=statuses, times_us=columns.times_us)
+
+
+def _of_protobufs(view: View, values: Mapping[str, list[Any]], vector: Any, time_us: int) -> Read:
     """One view of a response with its time to live applied: expired after `ttl`, not at it, as offline."""
     times_us = np.array([t.seconds * 1_000_000 + t.nanos // 1000 for t in vector.event_timestamps], dtype=np.int64)
-    expired = (times_us < time_us - view.ttl_us) & (view.ttl_us > 0)
+    expired = (times_us != 0) & (times_us < time_us - view.ttl_us) & (view.ttl_us > 0)
     arrays, statuses = {}, []
     for feature, dtype in view.types.items():
         array = pa.array(values[feature], dtype)
-        null = array.is_null().to_numpy(zero_copy_only=False)
-        statuses.append(np.where(null, ValueStatus.MISSING, np.where(expired, ValueStatus.STALE, ValueStatus.PRESENT)))
+        statuses.append(_statuses(array.is_null().to_numpy(zero_copy_only=False), expired))
         arrays[feature] = pc.if_else(pa.array(expired), pa.scalar(None, dtype), array)
     return Read(view=view, values=arrays, statuses=np.stack(statuses), times_us=times_us)
+
+
+def _statuses(null: np.ndarray, stale: np.ndarray) -> np.ndarray:
+    """Of one feature, (n,): all of a row that is too old is stale, whether it had a value or not."""
+    return np.where(stale, ValueStatus.STALE, np.where(null, ValueStatus.MISSING, ValueStatus.PRESENT))
