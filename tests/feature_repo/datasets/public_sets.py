@@ -73,7 +73,7 @@ def ali_ccp(folder: Path, parts: dict[str, Sequence[str]]) -> None:
     """Part (`train`, `val`, `test`) -> rows."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, rows in parts.items():
-        (folder / f"ali_ccp_{part}.csv").write_text("\n".join([ALI_CCP, *rows]) + "\n")
+        (folder / f"ali_ccp_{part}_sample.csv").write_text("\n".join([ALI_CCP, *rows]) + "\n")
 
 
 def shown(click: int, purchase: int, user: int, item: int, scenario: int) -> str:

@@ -203,6 +203,6 @@ def test_an_order_without_a_click_is_refused_unless_a_mapping_drops_it(ali_ccp: 
     own.write_text(
         mapping.shipped()["ali_ccp"].read_text().replace("unclicked_orders: drop", "unclicked_orders: refuse")
     )
-    wanted = r"ali_ccp_val\.csv, column 'purchase', data row 2: '1' is an order without a click"
+    wanted = r"ali_ccp_val_sample\.csv, column 'purchase', data row 2: '1' is an order without a click"
     with pytest.raises(DataError, match=wanted):
         mapping.load(mapping.MappingConfig(file=own))
