@@ -26,7 +26,7 @@ from benchmarks.experiments.city import Scale
 from benchmarks.experiments.experiment import Comparison, Experiment
 from benchmarks.experiments.run import arguments, run
 from benchmarks.experiments.slices import ALL
-from benchmarks.experiments.vectors import Knowing, LanguageModel, PromptStates
+from benchmarks.experiments.vectors import Knowing, LanguageModel, PromptStates, Vectors
 from benchmarks.experiments.worlds import PromptChoice
 from feature_repo.datasets.choose import Choice, Options, mapped
 from feature_repo.datasets.mapping import MappingConfig, files, shipped
@@ -100,11 +100,15 @@ def own_log(file: Path, folder: Path | None, users: int | None = None, every_day
     )
 
 
-def experiment(scale: Scale, world: OwnLog) -> Experiment:
+def reading(scale: Scale) -> Vectors:
+    """What one language model makes of texts and of prompts, as it comes: nothing is tuned on the log."""
+    model = {"model": scale.language_model} if scale.language_model else {}
+    return Knowing(texts=LanguageModel(**model), prompts=PromptStates(**model))
+
+
+def experiment(scale: Scale, world: OwnLog, vectors: Vectors) -> Experiment:
     """The arms that the log has what it takes for."""
     mapping = read_mapping(Path(world.file))
-    model = {"model": scale.language_model} if scale.language_model else {}
-    vectors = Knowing(texts=LanguageModel(**model), prompts=PromptStates(**model))
 
     def cell(recipe: Recipe, seed: int) -> Cell:
         return Cell(world=world, recipe=recipe, vectors=vectors, seed=seed)
@@ -137,7 +141,7 @@ def main() -> None:
     scale, options = arguments(__doc__, None)
     users = given.users or (QUICK_USERS if scale.quick else None)
     world = own_log(shipped().get(given.mapping, Path(given.mapping)), given.source, users, given.every)
-    run([experiment(scale, world)], replace(options, command=command))
+    run([experiment(scale, world, reading(scale))], replace(options, command=command))
 
 
 if __name__ == "__main__":
