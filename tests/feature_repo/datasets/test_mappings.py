@@ -206,3 +206,35 @@ def test_an_order_without_a_click_is_refused_unless_a_mapping_drops_it(ali_ccp: 
     wanted = r"ali_ccp_val_sample\.csv, column 'purchase', data row 2: '1' is an order without a click"
     with pytest.raises(DataError, match=wanted):
         mapping.load(mapping.MappingConfig(file=own))
+
+
+# (what stands in the mapping file, what in its place, what the message must contain)
+WRONG_FILES = {
+    "renamed column": ("search_session_time: time", "session_time: time", ["src_inter.csv", "'session_time'"]),
+    "taken name": ("add: {surface: search}", "add: {surface: search, keyword: x}", ["src_inter.csv", "['keyword']"]),
+    "misspelt key": ("add: {surface: search}", "ad: {surface: search}", ["log.1.ad", "did you mean 'add'"]),
+    "offset": ("file: rec_inter.csv,", "file: rec_inter.csv, every: 2, offset: 2,", ["log.0", "from 0 to every - 1"]),
+    "two ways to split": ("{by: days}", "{by: days, fractions: [0.4, 0.4, 0.1, 0.1]}", ["split", "fractions, by"]),
+    "too few days": ("{by: days}", "{by: months}", ["4 months"]),
+    "other table": ("item_features.csv", "items.csv", ["items.csv", "no such file"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_a_mistake_in_a_list_of_files_is_named(kuaisar: Path, name: str) -> None:
+    old, new, wanted = WRONG_FILES[name]
+    text = mapping.shipped()["kuaisar"].read_text()
+    assert old in text
+    own = kuaisar / "own.yaml"
+    own.write_text(text.replace(old, new))
+    with pytest.raises(DataError) as error:
+        mapping.load(mapping.MappingConfig(file=own))
+    for words in wanted:
+        assert words in str(error.value)
+
+
+def test_what_a_log_shows_must_be_in_the_table_unless_the_mapping_says_otherwise(kuaisar: Path) -> None:
+    own = kuaisar / "own.yaml"
+    own.write_text(mapping.shipped()["kuaisar"].read_text().replace("which: shown", "which: all"))
+    with pytest.raises(DataError, match=r"src_inter\.csv, column 'item_id', data row 2: '900' is not in item_features"):
+        mapping.load(mapping.MappingConfig(file=own))
