@@ -17,7 +17,9 @@ WorkspaceOption = Annotated[
 ]
 ModelOption = Annotated[str, typer.Option(help="ple, ple_scene_ids, larr, llm4msr or larr_llm4msr.")]
 SizeOption = Annotated[str, typer.Option(help="Of the city: small or default.")]
-UsersOption = Annotated[int | None, typer.Option(help="Users of the city; of KuaiRand: how many to keep.")]
+UsersOption = Annotated[
+    int | None, typer.Option(help="Users of the city; of KuaiRand and mapped logs: how many to keep.")
+]
 LanguageModelOption = Annotated[str, typer.Option(help="smollm2 or minilm (embedded), a folder, or a Hugging Face id.")]
 AddressOption = Annotated[str, typer.Option(help="Of a running server.")]
 UserOption = Annotated[str | None, typer.Option(help="User id.")]

@@ -80,10 +80,15 @@ class World(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptChoice:
-    """Prompts of `scenerank knowledge`, by name, of each level."""
+    """Prompts of `scenerank knowledge`, by name, of each level.
+
+    Args:
+        facts: what they are made of, and how often; None: as usual.
+    """
 
     scenario: str = "contrast"
     user: str = "interests"
+    facts: FactsConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +212,7 @@ def write_prompts(workspace: Workspace, asked: PromptChoice) -> None:
         tell={},
         platform=platform_of(Schema.load(workspace.schema)),
     )
-    questions = read_questions(workspace, FactsConfig(), wording, 0, lambda what, done, total: None)
+    questions = read_questions(workspace, asked.facts or FactsConfig(), wording, 0, lambda what, done, total: None)
     for level, of_level in questions.items():
         space = SPACE_OF[level]
         prompts = [question.prompt for question in of_level]

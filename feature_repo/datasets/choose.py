@@ -22,6 +22,10 @@ class DatasetName(StrEnum):
     KUAIRAND = "kuairand"
     FOURSQUARE = "foursquare"
     MOVIELENS = "movielens"
+    KUAISAR = "kuaisar"
+    AMAZON = "amazon"
+    AMAZON_TITLES = "amazon_titles"
+    ALI_CCP = "ali_ccp"
     MAPPING = "mapping"
 
 
@@ -31,9 +35,9 @@ class Options:
 
     Args:
         size: of the city, `small` or `default`.
-        users, days, pois: counts of the city; `users` also thins out KuaiRand.
+        users, days, pois: counts of the city; `users` also thins out KuaiRand and whatever has a mapping file.
         seed: of everything that is drawn.
-        source: file or folder of the raw log; KuaiRand and Foursquare are looked for below `SCENERANK_DATA`.
+        source: file or folder of the raw log; None: a folder of the set's name below `SCENERANK_DATA`.
     """
 
     size: str = "default"
@@ -84,10 +88,19 @@ def choose(name: DatasetName, options: Options) -> Choice:
                 movielens_config, lambda progress: movielens.load(movielens_config), _files(movielens_config.source)
             )
         case DatasetName.MAPPING:
+            return mapped(_given(options, "a mapping file (docs/mapping.md)"), None, options)
+        case DatasetName.KUAISAR | DatasetName.AMAZON | DatasetName.AMAZON_TITLES | DatasetName.ALI_CCP:
             from feature_repo.datasets import mapping
 
-            mapping_config = mapping.MappingConfig(file=_given(options, "a mapping file (docs/mapping.md)"))
-            return Choice(mapping_config, lambda progress: mapping.load(mapping_config), mapping.files(mapping_config))
+            return mapped(mapping.shipped()[name], _folder(options, name), options)
+
+
+def mapped(file: Path, folder: Path | None, options: Options) -> Choice:
+    """The loader of a log through a mapping file. `folder`: of its data; None: the mapping file's own."""
+    from feature_repo.datasets import mapping
+
+    config = mapping.MappingConfig(file=file, folder=folder, users=options.users, seed=options.seed)
+    return Choice(config, lambda progress: mapping.load(config), mapping.files(config))
 
 
 def _city(options: Options) -> Choice:

@@ -11,49 +11,77 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from string import Formatter
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 import polars as pl
 
 from feature_repo import columns
-from feature_repo.datasets import frames, splits
-from feature_repo.datasets.mapping_file import Key, LabelRule, Mapping, SceneRule, SplitRule, read_mapping
-from feature_repo.datasets.raw import RawTable, nearest
+from feature_repo.datasets import frames, splits, tables
+from feature_repo.datasets.mapping_file import (
+    Key,
+    LabelRule,
+    Mapping,
+    PoiTable,
+    SceneRule,
+    SplitRule,
+    read_mapping,
+    words_in,
+)
+from feature_repo.datasets.raw import RawTable
 from feature_repo.datasets.schema import DataError, Dataset, RequestField, Schema, Split
 
 UNKNOWN = "unknown"
+SHIPPED = Path(__file__).parent / "mappings"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MappingConfig:
-    """A mapping file, and the moment after which an event lies in the future (default: the present one)."""
+    """A mapping file, and what to take of its log.
+
+    Args:
+        folder: of the data; None: the mapping file's own.
+        users: keep this many users, drawn by `seed`; None means all.
+        now: the moment after which an event lies in the future; None: the present one.
+    """
 
     file: Path
+    folder: Path | None = None
+    users: int | None = None
+    seed: int = 0
     now: datetime | None = None
+
+    @property
+    def data(self) -> Path:
+        """The folder of the data."""
+        return self.folder or self.file.parent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entities:
-    """Where the rows of an entity table come from: its own file, or the log, in which an id has many rows."""
+    """Where the rows of an entity table come from: its own file, or the log, of which it has each id's first row."""
 
     table: RawTable
     ids: pl.Series
     times: pl.Series | None  # of the log's rows; None for a file of its own
 
 
+def shipped() -> dict[str, Path]:
+    """The mapping files of public sets, by name."""
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+
+
 def files(config: MappingConfig) -> tuple[Path, ...]:
     """Every file that a mapping reads, itself first. Raises DataError."""
     mapping = read_mapping(config.file)
-    named = [mapping.log, mapping.users.file, mapping.pois.file]
-    return (config.file, *(config.file.parent / name for name in named if name))
+    named = dict.fromkeys(s.file for source in (mapping.log, mapping.users.file, mapping.pois.file) for s in source)
+    return (config.file, *(config.data / name for name in named))
 
 
 def load(config: MappingConfig) -> Dataset:
     """Read a log through its mapping file. Raises DataError (see the module) for a wrong mapping or wrong data."""
     mapping = read_mapping(config.file)
-    log = RawTable.read(config.file.parent / mapping.log)
-    if log.frame.is_empty():
-        raise DataError(f"{log.file}: has no rows; a dataset needs at least one impression")
+    log, left_out = _log(mapping, config)
     rule = mapping.time
     times = log.times(mapping.columns.time, timezone=mapping.timezone, unit=rule.unit, pattern=rule.pattern)
     now = config.now or datetime.now(UTC)
@@ -73,18 +101,47 @@ def load(config: MappingConfig) -> Dataset:
         window_days=mapping.window_days,
         like_minded=mapping.like_minded,
         near_km=mapping.near_km,
-        notes=f"Mapped from {log.file.name} by {config.file.name}.",
+        notes=_notes(mapping, config, left_out),
     )
     impressions = _impressions(mapping, log, times).with_columns([values for _, values in scene])
-    users = _owners(mapping.users.file, mapping.users.key, mapping.columns.user, log, times, config.file)
-    pois = _owners(mapping.pois.file, mapping.pois.key, mapping.columns.poi, log, times, config.file)
+    users = _owners(mapping, config, "users", log, times)
+    pois = _owners(mapping, config, "pois", log, times)
     start = frames.day_start(times.sort()[0])
     user_table = _users(mapping, users, start, config.file)
     poi_table = _pois(mapping, pois, start, config.file)
     scenarios = _scenarios(mapping, impressions[columns.SCENARIO_ID], start)
-    if mapping.duplicates == "drop":
-        impressions = impressions.filter(log.frame.select(pl.struct(pl.all()).is_first_distinct()).to_series())
     return frames.assemble(schema, impressions=impressions, users=user_table, pois=poi_table, scenarios=scenarios)
+
+
+def _log(mapping: Mapping, config: MappingConfig) -> tuple[RawTable, int]:
+    """The rows of the log that count, and how many orders without a click were left out on request."""
+    names = mapping.columns
+    only = None
+    if config.users is not None:
+        only = tables.drawn(config.data, mapping.log, names.user, config.users, config.seed)
+    wanted = None if mapping.duplicates == "drop" else words_in(mapping)
+    log = tables.read(config.data, mapping.log, wanted, only)
+    if log.frame.is_empty():
+        raise DataError(f"{log.file}: has no rows; a dataset needs at least one impression")
+    if mapping.duplicates == "drop":
+        log = log.where(log.frame.select(pl.struct(pl.all()).is_first_distinct()).to_series())
+    left_out = 0
+    if mapping.unclicked_orders == "drop":
+        unclicked = _label(names.order, log) > _label(names.click, log)
+        log, left_out = log.where(~unclicked), int(unclicked.sum())
+    return log, left_out
+
+
+def _notes(mapping: Mapping, config: MappingConfig, left_out: int) -> str:
+    """What people should know of where the data came from."""
+    notes = [f"Mapped from {', '.join(dict.fromkeys(s.file for s in mapping.log))} by {config.file.name}."]
+    if config.users is not None:
+        notes.append(f"Users that were kept: {config.users}.")
+    if left_out:
+        notes.append(f"Orders without a click that were left out: {left_out}.")
+    if mapping.time.invented:
+        notes.append("It has no times: invented ones tell which file comes before which, and nothing else.")
+    return " ".join(notes)
 
 
 def _impressions(mapping: Mapping, log: RawTable, times: pl.Series) -> pl.DataFrame:
@@ -189,6 +246,9 @@ def _scene(rule: SceneRule, log: RawTable, history: pl.Series) -> tuple[RequestF
 def _split(rule: SplitRule, timezone: str, times: pl.Series) -> Split:
     if rule.fractions is not None:
         return splits.by_fractions(times, rule.fractions)
+    if rule.by is not None:
+        first, last = times.sort()[[0, -1]]
+        return {"days": splits.by_days, "months": splits.by_months}[rule.by](first, last, timezone)
     borders = {}
     for name in ("train", "valid", "test", "end"):
         border: datetime = getattr(rule, name)
@@ -197,16 +257,39 @@ def _split(rule: SplitRule, timezone: str, times: pl.Series) -> Split:
     return Split(**borders)
 
 
-def _owners(file: str | None, key: Key | None, log_key: Key, log: RawTable, times: pl.Series, where: Path) -> Entities:
-    """The source of an entity table; every id of the log must be in a table of its own."""
-    if file is None:
-        return Entities(table=log, ids=_key(log, key or log_key), times=times)
-    table = RawTable.read(where.parent / file)
-    names = key or log_key
-    ids = _key(table, names)
+def _owners(
+    mapping: Mapping, config: MappingConfig, what: Literal["users", "pois"], log: RawTable, times: pl.Series
+) -> Entities:
+    """The source of an entity table. A table must have every id of the log, unless its POIs are those `shown`."""
+    rule, log_key = (mapping.users, mapping.columns.user) if what == "users" else (mapping.pois, mapping.columns.poi)
+    names = rule.key or log_key
+    if not rule.file:
+        ids = _key(log, names)
+        first = pl.DataFrame({"id": ids, "time": times}).with_row_index().sort("time", maintain_order=True)
+        rows = first.unique("id", keep="first", maintain_order=True)["index"]
+        return Entities(table=log.take(rows), ids=ids[rows], times=times[rows])
+    table = tables.read(config.data, rule.file, words_in(mapping))
+    ids, used = _key(table, names), _key(log, log_key)
+    if isinstance(rule, PoiTable) and rule.which == "shown":
+        return _shown(table, ids, names, used.unique().sort())
     table.refuse(names[0], ~ids.is_first_distinct(), "stands in an earlier row too; keys are unique")
-    log.refuse(log_key[0], ~_key(log, log_key).is_in(ids.implode()), f"is not in {table.file.name}; add it there")
+    log.refuse(log_key[0], ~used.is_in(ids.implode()), f"is not in {table.file.name}; add it there")
+    if what == "users" and config.users is not None:
+        known = ids.is_in(used.implode())
+        table, ids = table.where(known), ids.filter(known)
     return Entities(table=table, ids=ids, times=None)
+
+
+def _shown(table: RawTable, ids: pl.Series, names: Key, used: pl.Series) -> Entities:
+    """Each id that is used, with its first row of the table or, without any, with nothing but itself."""
+    told = table.where(ids.is_first_distinct() & ids.is_in(used.implode()))
+    told_ids = _key(told, names)
+    untold = used.filter(~used.is_in(told_ids.implode()))
+    nothing = pl.DataFrame({names[0]: untold}) if len(names) == 1 else pl.DataFrame(height=len(untold))
+    frame = pl.concat([told.frame, nothing], how="diagonal_relaxed")
+    return Entities(
+        table=RawTable(file=table.file, frame=frame, known=table.known), ids=told_ids.append(untold), times=None
+    )
 
 
 def _users(mapping: Mapping, users: Entities, start: datetime, where: Path) -> pl.DataFrame:
@@ -242,13 +325,11 @@ def _first_rows(named: dict[str, pl.Series], source: Entities, start: datetime) 
     frame = pl.DataFrame(named)
     if source.times is None:
         return frames.known_since(frame, start)
-    clocks = {columns.EVENT_TIMESTAMP: source.times, columns.CREATED_TIMESTAMP: source.times}
-    ordered = frame.with_columns(**clocks).sort(columns.EVENT_TIMESTAMP, maintain_order=True)
-    return ordered.unique(frame.columns[0], keep="first", maintain_order=True)
+    return frame.with_columns(source.times.alias(name) for name in (columns.EVENT_TIMESTAMP, columns.CREATED_TIMESTAMP))
 
 
 def _scenarios(mapping: Mapping, used: pl.Series, start: datetime) -> pl.DataFrame:
-    ids = sorted({*used.to_list(), *mapping.scenarios})
+    ids = sorted({*used.unique(), *mapping.scenarios})
     texts = {key: (rule.name, rule.text) for key, rule in mapping.scenarios.items()}
     rows = [(key, *texts.get(key, (key, f"The page or channel called {key}."))) for key in ids]
     frame = pl.DataFrame(rows, schema=[columns.SCENARIO_ID, columns.NAME, columns.TEXT], orient="row")
@@ -267,6 +348,6 @@ def _fill(template: str, table: RawTable, place: str) -> pl.Series:
         if name is None:
             continue
         if name not in table.frame.columns:
-            raise DataError(f"{place}: {table.file.name} has no column {name!r}{nearest(name, table.frame.columns)}")
+            raise DataError(f"{place}: {table.file.name} has no column {name!r}{table.nearest(name)}")
         parts.append(pl.lit(table.text(name).fill_null(UNKNOWN)))
     return table.frame.with_columns(pl.concat_str(parts).alias(columns.TEXT))[columns.TEXT]

@@ -7,6 +7,7 @@ file and, for a misspelt key, the nearest one that exists.
 from __future__ import annotations
 
 import dataclasses
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_type_hints
@@ -32,8 +33,38 @@ def _names(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _files(value: object) -> object:
+    """The short forms: a bare name means `{file: name}`, and one file a list of one."""
+    files = value if isinstance(value, list | tuple) else [value]
+    return [{"file": file} if isinstance(file, str) else file for file in files]
+
+
 # The columns whose values, joined with `|`, make a key; usually one.
 Key = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SourceFile:
+    """One of the files whose rows, one after the other, make a table.
+
+    Args:
+        rename: its columns under the names that the mapping uses, old name: new name.
+        add: columns with one value in all of its rows.
+        every, offset: take only the rows `offset`, `offset + every` and so on, counted from 0.
+    """
+
+    file: str
+    rename: dict[str, str] = dataclasses.field(default_factory=dict)
+    add: dict[str, str] = dataclasses.field(default_factory=dict)
+    every: int = 1
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.offset < self.every:
+            raise ValueError("offset must be from 0 to every - 1")
+
+
+Files = Annotated[tuple[SourceFile, ...], BeforeValidator(_files)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -88,10 +119,15 @@ class LogColumns:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TimeRule:
-    """How times are written: a unit since 1970 (UTC), a strptime pattern, or (neither) ISO 8601."""
+    """How times are written: a unit since 1970 (UTC), a strptime pattern, or (neither) ISO 8601.
+
+    Args:
+        invented: the log has no times, and the mapping's only say which file comes before which.
+    """
 
     unit: Literal["seconds", "milliseconds", "microseconds"] | None = None
     pattern: str | None = None
+    invented: bool = False
 
     def __post_init__(self) -> None:
         if self.unit and self.pattern:
@@ -144,7 +180,7 @@ Attributes = tuple[Annotated[AttributeRule, BeforeValidator(_column)], ...]
 class UserTable:
     """Users from a table of their own, or (no file) from the log's columns as of a user's first row."""
 
-    file: str | None = None
+    file: Files = ()
     key: Key | None = None
     attributes: Attributes = ()
     text: str | None = None
@@ -152,9 +188,14 @@ class UserTable:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PoiTable:
-    """POIs from a table of their own, or (no file) from the log's columns as of a POI's first row."""
+    """POIs from a table of their own, or (no file) from the log's columns as of a POI's first row.
 
-    file: str | None = None
+    Args:
+        which: `all`: each row of the table is a POI, and the log shows no others; `shown`: the POIs are those that the
+            log shows, of which the table may tell more (its first row of each counts) or nothing.
+    """
+
+    file: Files = ()
     key: Key | None = None
     name: str | None = None
     category: str | None = None
@@ -163,6 +204,7 @@ class PoiTable:
     longitude: str | None = None
     attributes: Attributes = ()
     text: str | None = None
+    which: Literal["all", "shown"] = "all"
 
     def __post_init__(self) -> None:
         if (self.latitude is None) != (self.longitude is None):
@@ -179,9 +221,15 @@ class ScenarioText:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SplitRule:
-    """Shares of the rows in time order, or four local times: where train, valid and test begin and where all ends."""
+    """Shares of the rows in time order, whole local days or months, or four local times.
+
+    Args:
+        by: the last one is the test part, the one before it the validation part (`splits`).
+        train, valid, test, end: where the parts begin and where all ends.
+    """
 
     fractions: tuple[float, float, float, float] | None = None
+    by: Literal["days", "months"] | None = None
     train: datetime | None = None
     valid: datetime | None = None
     test: datetime | None = None
@@ -189,20 +237,22 @@ class SplitRule:
 
     def __post_init__(self) -> None:
         given = [border is not None for border in (self.train, self.valid, self.test, self.end)]
-        if any(given) != all(given) or all(given) == (self.fractions is not None):
-            raise ValueError("needs fractions, or all of train, valid, test and end")
+        ways = (self.fractions is not None) + (self.by is not None) + any(given)
+        if any(given) != all(given) or ways != 1:
+            raise ValueError("needs fractions, by, or all of train, valid, test and end")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Mapping:
-    """One mapping file. Paths in it are relative to it."""
+    """One mapping file. Paths in it are relative to it, or to the folder of the data where that is another one."""
 
-    log: str
+    log: Files
     columns: LogColumns
     dataset: str = ""
     timezone: str = "UTC"
     time: TimeRule = TimeRule()
     duplicates: Literal["keep", "drop"] = "keep"
+    unclicked_orders: Literal["refuse", "drop"] = "refuse"
     scene: tuple[Annotated[SceneRule, BeforeValidator(_column)], ...] = ()
     users: UserTable = UserTable()
     pois: PoiTable = PoiTable()
@@ -214,6 +264,8 @@ class Mapping:
     near_km: float = 1.0
 
     def __post_init__(self) -> None:
+        if not self.log:
+            raise ValueError("log needs a file")
         try:
             ZoneInfo(self.timezone)
         except (ZoneInfoNotFoundError, ValueError) as error:
@@ -234,6 +286,21 @@ def read_mapping(file: Path) -> Mapping:
         return TypeAdapter(Mapping).validate_python(raw)
     except ValidationError as error:
         raise DataError(f"{file}: {_explain(error)}") from error
+
+
+def words_in(mapping: Mapping) -> frozenset[str]:
+    """Every word of a mapping, and every name in braces: among them are all columns that it reads."""
+    found: set[str] = set()
+    waiting: list[object] = [dataclasses.asdict(mapping)]
+    while waiting:
+        match waiting.pop():
+            case dict() as entries:
+                waiting += entries.values()
+            case list() | tuple() as items:
+                waiting += items
+            case str() as text:
+                found |= {text, *re.findall(r"{([^{}]*)}", text)}
+    return frozenset(found)
 
 
 def _explain(error: ValidationError) -> str:

@@ -6,8 +6,8 @@ Rows are counted as data rows from 1 (a CSV's header is not counted).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,32 +16,42 @@ import pandas as pd
 import polars as pl
 
 from feature_repo.datasets.frames import MICROSECONDS
+from feature_repo.datasets.scan import as_text, scan
 from feature_repo.datasets.schema import DataError
 
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".user": "\t", ".item": "\t"}
 WITH_OFFSET = r"[T ].*(?:Z|z|[+-]\d\d(?::?\d\d)?)$"  # an ISO 8601 time that names its own offset from UTC
 UNITS = {"seconds": 1e6, "milliseconds": 1e3, "microseconds": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A file whose rows stand in a table; `names`: what those of its columns are called in it that have other names."""
+
+    file: Path
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RawTable:
-    """One file; the columns of a CSV are text, those of a Parquet file have the types of the file."""
+    """One file, or several one after the other; columns of text files are text, others have the types of the file.
+
+    Attributes:
+        known: the columns of the file, where the frame holds some of them only.
+        pieces: the files, where there are several, or not all of the rows. origin: of each row the number of its piece
+            and its row in it, from 0.
+    """
 
     file: Path
     frame: pl.DataFrame = field(repr=False)
+    known: tuple[str, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+    origin: pl.DataFrame | None = field(default=None, repr=False)
 
     @staticmethod
     def read(file: Path) -> RawTable:
-        """Read CSV (`.csv`, `.tsv`, also `.gz`) or Parquet. Raises DataError for no file, no table, a ragged table."""
-        if not file.is_file():
-            raise DataError(f"{file}: no such file")
-        suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+        """Read a file that `scan` knows. Raises DataError for no file, no table, a ragged table."""
         try:
-            if suffix == ".parquet":
-                return RawTable(file=file, frame=pl.read_parquet(file))
-            if suffix not in SEPARATORS:
-                raise DataError(f"{file}: cannot read {suffix or 'a file without suffix'}; give .csv, .tsv or .parquet")
-            return RawTable.parse(file, file.read_bytes(), SEPARATORS[suffix])
+            return RawTable(file=file, frame=scan(file).collect())
         except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: not a readable table: {error}") from error
 
@@ -55,26 +65,45 @@ class RawTable:
         """Raises DataError, with the nearest name that there is, for the first column that is missing."""
         for name in names:
             if name not in self.frame.columns:
-                raise DataError(f"{self.file}: no column {name!r}{nearest(name, self.frame.columns)}")
+                raise DataError(f"{self.file}: no column {name!r}{self.nearest(name)}")
+
+    def nearest(self, name: str) -> str:
+        """The end of an error message about a column that is not there."""
+        return nearest(name, self.known or self.frame.columns)
+
+    def where(self, mask: pl.Series) -> RawTable:
+        """The rows where `mask` holds."""
+        return self.take(mask.arg_true())
+
+    def take(self, rows: pl.Series) -> RawTable:
+        """The rows of these numbers (from 0), in their order; what is wrong with one is still told by its own place."""
+        if self.origin is None:
+            origin = pl.DataFrame({"piece": pl.repeat(0, len(rows), dtype=pl.UInt8, eager=True), "row": rows})
+            return replace(self, frame=self.frame[rows], pieces=(Piece(file=self.file, names={}),), origin=origin)
+        return replace(self, frame=self.frame[rows], origin=self.origin[rows])
 
     def refuse(self, column: str, bad: pl.Series, why: str) -> None:
         """Raises DataError for the first row where `bad` holds."""
         rows = bad.fill_null(False).arg_true()
         if len(rows):
             value = self.frame[column][rows[0]]
-            raise DataError(
-                f"{self.file}, column {column!r}, data row {rows[0] + 1}: {value!r} {why} ({len(rows)} such rows)"
-            )
+            file, name, row = self._place(column, rows[0])
+            raise DataError(f"{file}, column {name!r}, data row {row + 1}: {value!r} {why} ({len(rows)} such rows)")
+
+    def _place(self, column: str, row: int) -> tuple[Path, str, int]:
+        if self.origin is None:
+            return self.file, column, row
+        number, at = self.origin.row(row)
+        piece = self.pieces[number]
+        return piece.file, piece.names.get(column, column), at
 
     def text(self, column: str) -> pl.Series:
         """Values as text; whole floats lose their `.0`, so that an id is the same text in every file."""
         self.require([column])
-        values = self.frame[column]
-        if values.dtype.is_nested():
-            raise DataError(f"{self.file}, column {column!r}: holds {values.dtype}; give a column of plain values")
-        if values.dtype.is_float():
-            return values.cast(pl.String).str.replace(r"\.0$", "")
-        return values.cast(pl.String)
+        dtype = self.frame.schema[column]
+        if dtype.is_nested() and dtype not in (pl.List(pl.String), pl.List(pl.List(pl.String))):
+            raise DataError(f"{self.file}, column {column!r}: holds {dtype}; give a column of plain values")
+        return self.frame.select(as_text(column, dtype)).to_series()
 
     def keys(self, column: str) -> pl.Series:
         """Values as text, refusing empty ones."""
@@ -130,10 +159,13 @@ class RawTable:
             if moments.dtype != pl.Datetime("us"):
                 return moments.dt.convert_time_zone("UTC")
             return _utc_series(column, localize(moments.to_pandas(), timezone))
-        parsed = parse_times(self.text(column).to_pandas(), timezone, pattern)
+        texts = self.text(column)
+        different = texts.unique()  # one moment is the time of many rows
+        parsed = _utc_series(column, parse_times(different.to_pandas(), timezone, pattern))
+        times = texts.replace_strict(different, parsed, return_dtype=MICROSECONDS)
         expected = f"the pattern {pattern}" if pattern else "ISO 8601, as in 2024-05-31 18:30:00"
-        self.refuse(column, pl.Series(parsed.isna().to_numpy()), f"is not a time; expected {expected}")
-        return _utc_series(column, parsed)
+        self.refuse(column, times.is_null(), f"is not a time; expected {expected}")
+        return times
 
 
 def parse_times(values: pd.Series[str], timezone: str, pattern: str | None) -> pd.Series[pd.Timestamp]:

@@ -47,10 +47,12 @@ def test_every_verb_explains_itself(scenerank, verb):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("data", "atlantis"), "'atlantis' is not one of 'city', 'kuairand', 'foursquare', 'movielens', 'mapping'"),
+        (("data", "atlantis"), "'atlantis' is not one of 'city', 'kuairand', 'foursquare', 'movielens', 'kuaisar'"),
         (("data", "city", "--size", "huge"), "no city of size 'huge'; there are small, default"),
         (("data", "foursquare"), "set SCENERANK_DATA to a folder with foursquare_nyc_dining/"),
         (("data", "kuairand"), "set SCENERANK_DATA to a folder with kuairand_pure/"),
+        (("data", "ali_ccp"), "set SCENERANK_DATA to a folder with ali_ccp/"),
+        (("data", "amazon", "--from", "nowhere"), "No such file or directory: 'nowhere/reviews_Beauty_5.json.gz'"),
         (("data", "mapping"), "say where a mapping file (docs/mapping.md) is: --from PATH"),
         (("apply", "--profile", "oracle"), "no store profile 'oracle'; there are embedded, postgres, redis"),
         (("pretrain",), "holds no source tables; build those of this workspace first"),
