@@ -28,6 +28,8 @@ def each_kind(rows_GBI: Tensor, kind_B: Tensor, through: Callable[[Tensor, int],
     """`through(rows of one kind (G, n, I), the kind) -> (G, n, O)` once for each kind that rows are of: (G, B, O)."""
     order_B = torch.argsort(kind_B, stable=True)
     present, counts = torch.unique_consecutive(kind_B[order_B], return_counts=True)
+    if len(present) == 1:
+        return through(rows_GBI, int(present))
     of_kinds = torch.split(rows_GBI[:, order_B], counts.tolist(), dim=1)
     parts = [through(of_one, kind) for kind, of_one in zip(present.tolist(), of_kinds, strict=True)]
     back_B = torch.empty_like(order_B)
