@@ -69,8 +69,14 @@ class MetaLinear(nn.Module):
         return (code_UC @ self.weight_CIO.flatten(1)).view(-1, *self.weight_CIO.shape[1:])
 
     def forward(self, row_BI: Tensor, code_BC: Tensor) -> Tensor:
-        """Each row by the matrix of its code, with no such matrix in memory: (B, O)."""
+        """Each row by the matrix of its code, with no such matrix in memory: (B, O).
+
+        The sum over codes comes last, or first where that keeps the smaller tensor of all B rows.
+        """
         width, inputs, outputs = self.weight_CIO.shape
+        if inputs < outputs:
+            row_BX = (code_BC[:, :, None] * row_BI[:, None, :]).flatten(1)
+            return row_BX @ self.weight_CIO.flatten(0, 1)
         each_BCO = (row_BI @ self.weight_CIO.transpose(0, 1).reshape(inputs, width * outputs)).view(-1, width, outputs)
         return torch.einsum("bc,bco->bo", code_BC, each_BCO)
 

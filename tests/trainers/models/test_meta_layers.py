@@ -57,8 +57,9 @@ def test_few_and_many_codes_give_the_same(rank: int | None, monkeypatch: pytest.
     assert torch.allclose(layers(given, one)[codes.of_row_B == 0], few[codes.of_row_B == 0], atol=1e-12)
 
 
-def test_a_map_is_linear_in_the_code() -> None:
-    of_map, codes, given = MetaLinear(WIDTH, INPUTS, 4).double(), codes_of(), rows()
+@pytest.mark.parametrize("outputs", [4, 7])
+def test_a_map_is_linear_in_the_code(outputs: int) -> None:
+    of_map, codes, given = MetaLinear(WIDTH, INPUTS, outputs).double(), codes_of(), rows()
     code_BC = codes.code_UC[codes.of_row_B]
     matrix_BIO = torch.einsum("bc,cio->bio", code_BC, of_map.weight_CIO)
     assert torch.allclose(of_map.generate(code_BC), matrix_BIO, atol=1e-12)
