@@ -92,6 +92,20 @@ MISTAKES = (
         tests=("tests/contract/test_rankers.py::test_scores_do_not_depend_on_company",),
     ),
     Mistake(
+        name="layers of scenarios outlive a change of weights",
+        file="trainers/models/llm4msr.py",
+        right="        self.kept = None\n        return super().train(mode)",
+        wrong="        return super().train(mode)",
+        tests=("tests/trainers/models/test_llm4msr.py",),
+    ),
+    Mistake(
+        name="layers of one scenario given to another",
+        file="trainers/models/llm4msr.py",
+        right="layers=kept.layers.of(row_U)",
+        wrong="layers=kept.layers.of(row_U.flip(0))",
+        tests=("tests/trainers/models/test_llm4msr.py",),
+    ),
+    Mistake(
         name="split ignored in mining",
         file="trainers/language/clicks.py",
         right="clicked_before=cut)",

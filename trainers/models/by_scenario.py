@@ -19,15 +19,25 @@ from trainers.models.mlp import Dropout
 def linear_by_scenario(rows: Tensor, scenario_B: Tensor, weight_SGIO: Tensor, bias_SG1O: Tensor) -> Tensor:
     """Rows (G, B, I), or (B, I) for all G, and scenarios (B,) int64 -> (G, B, O), each row by its scenario's maps."""
     rows_GBI = rows if rows.dim() == 3 else rows.expand(weight_SGIO.shape[1], *rows.shape)
-    return each_kind(
-        rows_GBI, scenario_B, lambda of_one, kind: torch.baddbmm(bias_SG1O[kind], of_one, weight_SGIO[kind])
-    )
+    weight, bias = _one_by_one(weight_SGIO), _one_by_one(bias_SG1O)
+    return each_kind(rows_GBI, scenario_B, lambda of_one, kind: torch.baddbmm(bias[kind], of_one, weight[kind]))
+
+
+def _one_by_one(of_all: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """What has each scenario's part at its place, at no cost without gradients.
+
+    The gradient of one part that is chosen from all is as large as all, so choosing S times costs S x S; those of parts
+    that were taken apart together are put side by side once.
+    """
+    return of_all.unbind(0) if torch.is_grad_enabled() and of_all.requires_grad else of_all
 
 
 def each_kind(rows_GBI: Tensor, kind_B: Tensor, through: Callable[[Tensor, int], Tensor]) -> Tensor:
     """`through(rows of one kind (G, n, I), the kind) -> (G, n, O)` once for each kind that rows are of: (G, B, O)."""
     order_B = torch.argsort(kind_B, stable=True)
     present, counts = torch.unique_consecutive(kind_B[order_B], return_counts=True)
+    if len(present) == 1:
+        return through(rows_GBI, int(present))
     of_kinds = torch.split(rows_GBI[:, order_B], counts.tolist(), dim=1)
     parts = [through(of_one, kind) for kind, of_one in zip(present.tolist(), of_kinds, strict=True)]
     back_B = torch.empty_like(order_B)

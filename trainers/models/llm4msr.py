@@ -7,23 +7,25 @@ row x of user u and scenario s, with knowledge vectors h_u, h_s and any backbone
 
 Where the parallel branch joins is not published: `merge` names the ways. Vectors come from the feature store and are
 frozen; a missing one is a learned vector. With ids in place of vectors the same layers tell whether knowledge helps, or
-only weights of each user's and scenario's own.
+only weights of each user's and scenario's own. A ranker that answers generates the layers of all scenarios once, and
+those of a user once a request.
 
-Letters: B rows, U distinct vectors among them, C width of a code, I flat width, W width of the branch, T tasks.
+Letters: B rows, U distinct vectors among them, R all of them, C width of a code, I flat width, W width of the branch,
+T tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from trainers.batch import Batch
 from trainers.models.embedding import Features, FrozenVectors, FusedEmbedding, InputSizes
-from trainers.models.meta_layers import Codes, MetaLayers
+from trainers.models.meta_layers import Codes, Generated, MetaLayers
 
 
 class KnowledgeUse(nn.Module):
@@ -88,10 +90,10 @@ class KnowledgeUse(nn.Module):
         self.user_level = self.scenario_level = None
         if config.user is not None:
             code = _Code(config, config.user, config.user_space, users, sizes, matrices)
-            self.user_level = _Level(code, MetaLayers(config.user, inputs))
+            self.user_level = _Level(code, MetaLayers(config.user, inputs), keeps=False)
         if config.scenario is not None:
             code = _Code(config, config.scenario, config.scenario_space, scenarios, sizes, matrices)
-            self.scenario_level = _Level(code, MetaLayers(config.scenario, config.width))
+            self.scenario_level = _Level(code, MetaLayers(config.scenario, config.width), keeps=True)
             self.branch = nn.Linear(inputs, config.width)
             self.head = nn.Linear(config.width + (hidden if config.merge == "concat" else 0), tasks)
             nn.init.zeros_(self.head.weight)  # the backbone starts as if it stood alone
@@ -103,26 +105,26 @@ class KnowledgeUse(nn.Module):
         """Standardise the vectors by the rows that training reads."""
         for level in (self.user_level, self.scenario_level):
             if level is not None:
-                level.code.fit(batch)
+                level.fit(batch)
 
     def extend_vectors(self, space: str, matrix_RV: Tensor) -> None:
         """Put a longer matrix of one space in place, where it is read."""
         for level in (self.user_level, self.scenario_level):
             if level is not None:
-                level.code.extend(space, matrix_RV)
+                level.extend(space, matrix_RV)
 
     def bottom(self, features: Features, batch: Batch) -> Features:
         """What the backbone reads: rows that went through their users' layers."""
         if self.user_level is None:
             return features
-        codes = self.user_level.code(features.user_B, batch)
+        codes = self.user_level.codes(features.user_B, batch)
         return replace(features, flat_BI=self.user_level.layers(features.flat_BI, codes))
 
     def parallel(self, features: Features, batch: Batch, logit_BT: Tensor, hidden_BH: Tensor) -> Tensor:
         """The backbone's logits with those of the scenarios' layers, (B, T)."""
         if self.scenario_level is None:
             return logit_BT
-        codes = self.scenario_level.code(features.scenario_B, batch)
+        codes = self.scenario_level.codes(features.scenario_B, batch)
         branch_BW = self.scenario_level.layers(torch.relu(self.branch(features.flat_BI)), codes)
         added_BT: Tensor = self.head(torch.cat([branch_BW, hidden_BH], dim=1) if self.concat else branch_BW)
         if self.gate is not None:
@@ -131,11 +133,62 @@ class KnowledgeUse(nn.Module):
 
 
 class _Level(nn.Module):
-    """One level: where its codes come from, and the layers that they generate."""
+    """One level: where its codes come from, and the layers that they generate.
 
-    def __init__(self, code: _Code, layers: MetaLayers) -> None:
+    Args:
+        keeps: in evaluation without gradients the layers of all R codes are generated at first use and kept, in R times
+            the memory of one's. Whatever may change them drops them: a switch of the mode (to evaluation too), weights
+            or vectors put in place, another type or device. They are no part of the weights.
+    """
+
+    def __init__(self, code: _Code, layers: MetaLayers, *, keeps: bool) -> None:
         super().__init__()
-        self.code, self.layers = code, layers
+        self.code, self.layers, self.keeps = code, layers, keeps
+        self.kept: _Kept | None = None
+        self.register_load_state_dict_post_hook(_drop)  # type: ignore[no-untyped-call]
+
+    def codes(self, id_B: Tensor, batch: Batch) -> Codes:
+        """The codes of B rows, with their layers where these are kept."""
+        row_U, of_row_B = torch.unique(self.code.rows(id_B, batch), return_inverse=True)
+        if not self.keeps or self.training or torch.is_grad_enabled():
+            return Codes(self.code(row_U), of_row_B)
+        kept = self.kept or self._keep(row_U.device)
+        codes = Codes(kept.code_RC[row_U], of_row_B)
+        return replace(codes, layers=kept.layers.of(row_U)) if codes.few else codes
+
+    def _keep(self, device: torch.device) -> _Kept:
+        code_RC = self.code(torch.arange(self.code.count, device=device))
+        self.kept = _Kept(code_RC, self.layers.generate(code_RC))
+        return self.kept
+
+    def fit(self, batch: Batch) -> None:
+        self.code.fit(batch)
+        self.kept = None
+
+    def extend(self, space: str, matrix_RV: Tensor) -> None:
+        self.code.extend(space, matrix_RV)
+        self.kept = None
+
+    def train(self, mode: bool = True) -> Self:
+        self.kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.kept = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The codes of all rows of a matrix, and their layers."""
+
+    code_RC: Tensor
+    layers: Generated
+
+
+def _drop(level: nn.Module, incompatible: object) -> None:
+    assert isinstance(level, _Level)
+    level.kept = None
 
 
 class _Code(nn.Module):
@@ -151,7 +204,7 @@ class _Code(nn.Module):
         matrices: Mapping[str, Tensor],
     ) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.cardinality = space, cardinality
         self.column = sizes.text_spaces.index(space) if use.source == "vectors" else None
         self.vectors = FrozenVectors(matrices[space], layers.bottleneck) if use.source == "vectors" else None
         self.ids = FusedEmbedding((cardinality,), layers.bottleneck) if use.source == "ids" else None
@@ -164,12 +217,18 @@ class _Code(nn.Module):
         if self.vectors is not None and space == self.space:
             self.vectors.extend(matrix_RV)
 
-    def forward(self, id_B: Tensor, batch: Batch) -> Codes:
-        row_B = id_B if self.column is None else batch.text_row_BK[:, self.column]
-        row_U, of_row_B = torch.unique(row_B, return_inverse=True)
+    @property
+    def count(self) -> int:
+        """R, the rows that there are codes of."""
+        return len(self.vectors.matrix) if self.vectors is not None else self.cardinality
+
+    def rows(self, id_B: Tensor, batch: Batch) -> Tensor:
+        """Which of the R vectors, or ids, each of B rows has."""
+        return id_B if self.column is None else batch.text_row_BK[:, self.column]
+
+    def forward(self, row_U: Tensor) -> Tensor:
+        """The codes of U rows, (U, C)."""
         if self.vectors is not None:
-            code_UC = self.vectors(row_U)
-        else:
-            assert self.ids is not None
-            code_UC = self.ids(row_U[:, None])[:, 0]
-        return Codes(torch.tanh(code_UC), of_row_B)
+            return torch.tanh(self.vectors(row_U))
+        assert self.ids is not None
+        return torch.tanh(self.ids(row_U[:, None])[:, 0])

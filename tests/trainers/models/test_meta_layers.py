@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -39,14 +41,29 @@ def test_the_layers_are_the_equations_row_by_row(rank: int | None) -> None:
         assert torch.allclose(found[row], y, atol=1e-12)
 
 
-def test_few_and_many_codes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    of_map, codes, given = MetaLinear(WIDTH, INPUTS, 4).double(), codes_of(), rows()
-    few = of_map(given, codes)
+@pytest.mark.parametrize("rank", [None, 2])
+def test_few_and_many_codes_give_the_same(rank: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = MetaLayers(MetaLayers.Config(bottleneck=WIDTH, rank=rank), INPUTS).double()
+    codes, given = codes_of(), rows()
+    few = layers(given, codes)
+    # Layers of more codes, of which ours are some, in another order.
+    more = torch.cat([torch.ones(2, WIDTH, dtype=torch.float64), codes.code_UC.flip(0)])
+    chosen = layers.generate(more).of(torch.tensor([5, 4, 3, 2]))
+    assert torch.allclose(layers(given, replace(codes, layers=chosen)), few, atol=1e-12)
     monkeypatch.setattr(meta_layers, "FEW", 1)
     assert not codes.few
-    assert torch.allclose(of_map(given, codes), few, atol=1e-12)
+    assert torch.allclose(layers(given, codes), few, atol=1e-12)
     one = Codes(codes.code_UC[:1], torch.zeros(ROWS, dtype=torch.int64))
-    assert torch.allclose(of_map(given, one), given @ torch.einsum("c,cio->io", one.code_UC[0], of_map.weight_CIO))
+    assert torch.allclose(layers(given, one)[codes.of_row_B == 0], few[codes.of_row_B == 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("outputs", [4, 7])
+def test_a_map_is_linear_in_the_code(outputs: int) -> None:
+    of_map, codes, given = MetaLinear(WIDTH, INPUTS, outputs).double(), codes_of(), rows()
+    code_BC = codes.code_UC[codes.of_row_B]
+    matrix_BIO = torch.einsum("bc,cio->bio", code_BC, of_map.weight_CIO)
+    assert torch.allclose(of_map.generate(code_BC), matrix_BIO, atol=1e-12)
+    assert torch.allclose(of_map(given, code_BC), torch.einsum("bi,bio->bo", given, matrix_BIO), atol=1e-12)
 
 
 def test_layers_start_near_the_identity() -> None:
