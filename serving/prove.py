@@ -1,0 +1,284 @@
+"""The proof against skew: impressions through the online path and through the point-in-time pull, bit by bit.
+
+Requests of the log are asked again of a store that holds what was known at their moment (`replay`), in the order of
+time. Some are asked as they were; others for a user or a place that nobody knows, without a word about the moment, or
+so long after the log's end that values have outlived their time. The same rows are then pulled as a training set is.
+Where every value of every column agrees the bundle gets a certificate, which a server wants to see.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from feature_repo import columns
+from feature_repo.datasets.schema import TIME, Schema
+from feature_repo.workspace import Workspace
+from serving.features import FeatureReader, Reading
+from serving.online import ServiceMismatch, ValueStatus
+from serving.replay import Replay, empty_store
+from serving.request import Place, RequestContext
+from trainers import training_set
+from trainers.bundle import CERTIFICATE, Bundle
+from trainers.plain import PlainDataError, from_plain, to_plain
+
+IMPRESSIONS = 1000
+AFTER_DAYS = 40  # how long after the log's end the latest requests are asked
+STRANGER = "nobody whom anybody knows"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One column that does not agree.
+
+    Attributes:
+        view: where its values come from; empty for what is computed from the request.
+        rows: how many impressions differ. example: the first one, in words.
+    """
+
+    column: str
+    view: str
+    rows: int
+    example: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What was proved of a bundle.
+
+    Attributes:
+        bundle: its version. code: hash of the sources of both paths.
+        cases: how many requests were asked in which way. values: stored values by status.
+        columns: how many were compared.
+    """
+
+    bundle: str
+    service: str
+    code: str
+    date: str
+    impressions: int
+    requests: int
+    cases: Mapping[str, int]
+    values: Mapping[str, int]
+    columns: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def valid(self) -> bool:
+        return not self.differences and self.impressions > 0
+
+    def save(self, folder: Path) -> Path:
+        """Write it into a bundle's folder, whole or not at all."""
+        path = folder / CERTIFICATE
+        staging = path.with_suffix(".partial")
+        staging.write_text(json.dumps(to_plain(self), indent=1, ensure_ascii=False) + "\n")
+        os.replace(staging, path)
+        return path
+
+
+class Unproven(ServiceMismatch):
+    """A bundle has no certificate that holds for it. The message says what to do."""
+
+
+def check(folder: Path, bundle: Bundle, code: str) -> None:
+    """Raises Unproven unless the folder's certificate is of this bundle and this code, and says that all agrees."""
+    remedy = "run `scenerank prove`, or serve with --unproven"
+    path = folder / CERTIFICATE
+    if not path.is_file():
+        raise Unproven(f"{folder} has no certificate that online and offline values agree: {remedy}")
+    try:
+        found = from_plain(Certificate, json.loads(path.read_text()))
+    except (UnicodeDecodeError, json.JSONDecodeError, PlainDataError) as error:
+        raise Unproven(f"{path}: damaged: {error}; {remedy}") from error
+    if found.bundle != bundle.manifest.version:
+        raise Unproven(f"{path} is of bundle {found.bundle}, not {bundle.manifest.version}: {remedy}")
+    if found.code != code:
+        raise Unproven(f"{path} was made by other code ({found.code}, this is {code}): {remedy}")
+    if not found.valid:
+        names = ", ".join(d.column for d in found.differences) or "nothing compared"
+        raise Unproven(f"{path} says that online and offline values differ ({names}): {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Some rows of the log as one request, perhaps changed."""
+
+    case: str
+    rows: pa.Table
+    context: RequestContext
+
+    @property
+    def time_us(self) -> int:
+        assert self.context.time_us is not None
+        return self.context.time_us
+
+    @property
+    def poi_ids(self) -> list[str]:
+        found: list[str] = self.rows[columns.POI_ID].to_pylist()
+        return found
+
+
+def prove(
+    workspace: Workspace,
+    store: Any,
+    bundle: Bundle,
+    code: str,
+    impressions: int = IMPRESSIONS,
+    progress: Progress = lambda done, total: None,
+) -> Certificate:
+    """Ask at least so many impressions again (or all that the test part has), both ways.
+
+    Args:
+        store: the workspace's, for the pull; its online values are neither read nor changed.
+        code: what the certificate says about the sources, see `check`.
+    """
+    asked = questions(workspace, impressions)
+    with tempfile.TemporaryDirectory(prefix="prove-") as name:
+        then = empty_store(workspace, Path(name))
+        reader = FeatureReader(then, bundle)
+        replay = Replay(then, reader.views)
+        readings = []
+        for done, question in enumerate(asked, start=1):
+            replay.advance(question.time_us)
+            readings.append(reader.read_pois(reader.read_context(question.context, question.time_us), question.poi_ids))
+            progress(done, len(asked))
+    online = pa.concat_tables([reading.table for reading in readings])
+    offline = training_set.join(workspace, store, bundle.manifest.service, spine(asked))
+    return Certificate(
+        bundle=bundle.manifest.version,
+        service=bundle.manifest.service,
+        code=code,
+        date=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+        impressions=len(online),
+        requests=len(asked),
+        cases=Counter(question.case for question in asked),
+        values=statuses(readings),
+        columns=len(online.column_names),
+        differences=tuple(differences(online, offline, bundle.manifest.features)),
+    )
+
+
+def questions(workspace: Workspace, impressions: int, seed: int = 0) -> list[Question]:
+    """Requests of the test part, drawn at random, in the order of their moments."""
+    schema = Schema.load(workspace.schema)
+    start, end = schema.split.bounds("test")
+    when = pc.field(columns.EVENT_TIMESTAMP)
+    after = when >= pa.scalar(start, TIME)
+    log = pq.read_table(workspace.source("impressions"), filters=after & (when < pa.scalar(end, TIME)))
+    log = log.sort_by([(columns.REQUEST_ID, "ascending"), (columns.ROW_ID, "ascending")])
+    ids, sizes = np.unique(log[columns.REQUEST_ID].to_numpy(zero_copy_only=False), return_counts=True)
+    starts = np.cumsum(sizes) - sizes
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(ids))
+    wanted = int(np.searchsorted(np.cumsum(sizes[order]), impressions)) + 1
+    made = []
+    for number, at in enumerate(order[:wanted]):
+        case = CASES[number % len(CASES)]
+        made.append(_asked(log.slice(starts[at], sizes[at]), case, schema, rng))
+    return sorted(made, key=lambda question: question.time_us)
+
+
+CASES = ("as logged", "as logged", "unknown user", "as logged", "unknown place", "as logged", "silent moment", "later")
+
+
+def _asked(rows: pa.Table, case: str, schema: Schema, rng: np.random.Generator) -> Question:
+    changed: dict[str, object] = {}
+    moment: datetime = rows[columns.EVENT_TIMESTAMP][0].as_py()
+    match case:
+        case "unknown user":
+            changed = {columns.USER_ID: STRANGER}
+        case "silent moment":
+            fields = [columns.LATITUDE, columns.LONGITUDE, *(f.name for f in schema.request_fields)]
+            changed = dict.fromkeys(fields)
+        case "later":
+            moment = schema.split.end + timedelta(days=float(rng.uniform(0, AFTER_DAYS)))
+    changed |= {columns.EVENT_TIMESTAMP: moment, columns.OUTCOME_TIMESTAMP: moment}
+    pois = rows[columns.POI_ID].to_pylist()
+    if case == "unknown place":
+        pois[-1] = STRANGER
+    table = _with(rows, {name: [value] * len(rows) for name, value in changed.items()} | {columns.POI_ID: pois})
+    # A feed may show a POI twice in one request; a caller may not.
+    first = sorted({poi: at for at, poi in reversed(list(enumerate(pois)))}.values())
+    table = table.take(pa.array(first))
+    return Question(case=case, rows=table, context=_context(table, schema))
+
+
+def _with(rows: pa.Table, values: Mapping[str, Sequence[object]]) -> pa.Table:
+    for name, column in values.items():
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(column, rows.schema.field(at).type))
+    return rows
+
+
+def _context(rows: pa.Table, schema: Schema) -> RequestContext:
+    """The request that rows of the log were the answer to, as a server gets it."""
+    row = rows.slice(0, 1).to_pylist()[0]
+    place = (row[columns.LATITUDE], row[columns.LONGITUDE])
+    inputs = {f.name: row[f.name] for f in schema.request_fields if row[f.name] not in (None, "")}
+    return RequestContext(
+        user_id=row[columns.USER_ID],
+        scenario_id=row[columns.SCENARIO_ID],
+        time_us=rows[columns.EVENT_TIMESTAMP].cast(TIME).cast(pa.int64())[0].as_py(),
+        place=None if None in place else Place(*place),
+        scene_inputs=inputs,
+    )
+
+
+def spine(asked: Sequence[Question]) -> pa.Table:
+    """The rows of all requests, numbered in the order of the questions."""
+    rows = pa.concat_tables([question.rows for question in asked])
+    return _with(rows, {columns.ROW_ID: range(len(rows))})
+
+
+def statuses(readings: Sequence[Reading]) -> dict[str, int]:
+    """Stored values by status over all readings."""
+    views = [view for reading in readings for view in reading.views]
+    return {s.name.lower(): sum(getattr(view, s.name.lower()) for view in views) for s in ValueStatus}
+
+
+def differences(online: pa.Table, offline: pa.Table, features: Sequence[str]) -> Iterator[Difference]:
+    """Every column of the online side that is not, bit by bit, the offline one.
+
+    Args:
+        features: of the service, `view:feature`.
+    """
+    views = {feature: view for view, feature in (reference.split(":", 1) for reference in features)}
+    for name in online.column_names:
+        view = views.get(name, "")
+        if name not in offline.column_names:
+            yield Difference(column=name, view=view, rows=len(online), example="the pull has no such column")
+            continue
+        ours, theirs = (table[name].combine_chunks() for table in (online, offline))
+        if ours.type != theirs.type:
+            example = f"online it is {ours.type}, offline {theirs.type}"
+            yield Difference(column=name, view=view, rows=len(online), example=example)
+            continue
+        rows = [at for at, (a, b) in enumerate(zip(_bits(ours), _bits(theirs), strict=True)) if a != b]
+        if rows:
+            at = rows[0]
+            user, poi = online[columns.USER_ID][at].as_py(), online[columns.POI_ID][at].as_py()
+            example = f"user {user!r}, POI {poi!r}: online {ours[at].as_py()!r}, offline {theirs[at].as_py()!r}"
+            yield Difference(column=name, view=view, rows=len(rows), example=example)
+
+
+def _bits(array: pa.Array) -> list[object]:
+    """Values that are equal only where their bits are: not a number equals itself, zero does not equal minus zero."""
+    if not pa.types.is_floating(array.type):
+        plain: list[object] = array.to_pylist()
+        return plain
+    width = {4: np.int32, 8: np.int64}[array.type.bit_width // 8]
+    bits = array.fill_null(0.0).to_numpy(zero_copy_only=False).view(width).tolist()
+    return [bit if there else None for bit, there in zip(bits, array.is_valid().to_pylist(), strict=True)]
