@@ -3,7 +3,7 @@
 python -m benchmarks.experiments core     main, aggregation, alignment, stages, no semantics: 5 seeds
 python -m benchmarks.experiments all      these and the others
 python -m benchmarks.experiments logs     KuaiRand and Foursquare, of which `SCENERANK_DATA` says where they are
-python -m benchmarks.experiments msr      LLM4MSR and all backbones: on the city, and under a published protocol
+python -m benchmarks.experiments msr      LLM4MSR, its prompts, and all backbones: on the city, under a published protocol
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmarks.experiments import (
     larr_scene_features,
     larr_stages,
     msr_city,
+    msr_prompts,
     msr_scenario_wise,
 )
 from benchmarks.experiments.run import arguments, main
@@ -44,3 +45,4 @@ if __name__ == "__main__":
         larr_foursquare.main(*arguments(None, command))
     if chosen == "msr":
         msr_scenario_wise.main(*arguments(None, command))
+        msr_prompts.main(*arguments(None, command))

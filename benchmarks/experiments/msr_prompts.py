@@ -18,7 +18,7 @@ from itertools import combinations
 
 from rich.markdown import Markdown
 
-from benchmarks.experiments import pool, vectors, worlds
+from benchmarks.experiments import pool, worlds
 from benchmarks.experiments.city import DEVELOPMENT_SEED, Scale
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.prompting.analysis import CONTROLS, Findings, Line, Pair, analyse
@@ -29,15 +29,13 @@ from benchmarks.experiments.run import Options, arguments, console, prepare, tra
 from benchmarks.experiments.tuned import TunedModel
 from benchmarks.experiments.vectors import LanguageModel
 from benchmarks.report import commit, machine
-from feature_repo.workspace import Workspace
-from trainers.knowledge import POI_SPACE
 from trainers.language.model import MINILM
 from trainers.language.poolings import POI_MEAN
 
 NAME = "msr_prompts"
 QUESTION = "Which prompt and which states tell most of people's tastes, and what do other words and versions change?"
 USUAL = "interests"
-WORDINGS = {USUAL: 3, "history": 3, "sentences": 3, "tell": 2}
+WORDINGS = {USUAL: 3, "history": 2, "sentences": 2, "tell": 2}
 SCENARIOS = ("brief", "facts", "contrast")
 MEANS = "mean over POIs"
 
@@ -68,7 +66,7 @@ class Study:
 
 def study(scale: Scale, seed: int = DEVELOPMENT_SEED) -> Study:
     """All that is read, or, of few people, one of each kind."""
-    many, few = (48, 24) if scale.quick else (1000, 200)
+    many, few = (16, 8) if scale.quick else (1000, 200)
     usual = PromptCell(world=scale.world(seed), users=many, tokens=4 if scale.quick else 32)
     means = replace(usual, pooling=POI_MEAN)
     versions = _versions(scale)
@@ -185,7 +183,6 @@ def main(scale: Scale, options: Options) -> None:
     prepare([made.control.world], options)
     make_models(made.cells, options)
     missing = [cell for cell in made.cells if not store.has(cell)]
-    read_pois(missing, options)
     pool.each(partial(compute_cell, places=places), missing, "readings", workers=options.workers, console=console)
     told = f"`{options.command}`, {datetime.now(UTC):%Y-%m-%d}, city of seed {made.control.world.seed}, "
     text = write(NAME, [QUESTION, "", f"{told}commit {commit()}, {machine()}."], findings(made, places), places)
@@ -208,19 +205,6 @@ def make_models(cells: Sequence[PromptCell], options: Options) -> None:
     waiting = [stage for stage in stages if not stage.is_at_hand(places)]
     prepare([stage.world for stage in waiting], options)
     pool.each(partial(train_model, places=places), waiting, "language models", workers=1, fresh=True, console=console)
-
-
-def read_pois(cells: Sequence[PromptCell], options: Options) -> None:
-    """Have the texts of POIs read by every model whose vectors are averaged."""
-    places = options.places
-    readings = {}
-    for cell in cells:
-        if cell.pooling == POI_MEAN:
-            texts = worlds.texts_of_rows(Workspace(worlds.folder(cell.world, places)), POI_SPACE)[1]
-            reading = vectors.Reading(model=cell.model, space=POI_SPACE, texts=tuple(sorted(set(texts))))
-            readings[worlds.plain_hash(cell.model)] = reading
-    unread = [reading for reading in readings.values() if reading.missing(places)]
-    pool.each(partial(vectors.read, places=places), unread, "texts", workers=1, console=console)
 
 
 if __name__ == "__main__":

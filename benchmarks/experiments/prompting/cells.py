@@ -12,7 +12,7 @@ import hashlib
 import json
 import resource
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -27,12 +27,12 @@ from benchmarks.experiments.cells import read_json, rounded, said, staged, write
 from benchmarks.experiments.city import CityWorld
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.prompting.people import facts_of, people_of
-from benchmarks.experiments.vectors import PROMPT_LENGTH, LanguageModel
+from benchmarks.experiments.vectors import PROMPT_LENGTH, LanguageModel, Reading, read
 from benchmarks.experiments.worlds import matrix_of, plain, plain_hash
 from benchmarks.report import machine
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
-from trainers.knowledge import POI_SPACE
+from trainers.knowledge import POI_SPACE, VectorMatrix
 from trainers.language.encoder import EncoderConfig
 from trainers.language.facts import FactsConfig
 from trainers.language.model import model_identity
@@ -66,7 +66,7 @@ class PromptCell:
     """
 
     world: CityWorld
-    model: LanguageModel = LanguageModel()
+    model: LanguageModel = field(default_factory=LanguageModel)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     pooling: Pooling = "last"
     level: Level = "user"
@@ -164,12 +164,12 @@ def compute(cell: PromptCell, places: Places) -> tuple[Result, Vectors]:
     """Read the users of one cell, whose model and world are at hand."""
     asked, reader = asked_of(cell, places), _reader(cell, places)
     prompts = list(dict.fromkeys(asked.prompts))
-    read: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     started = time.perf_counter()
     for at, vectors_nE, states_nE in reader.read(prompts):
-        read |= {prompts[i]: (v, s) for i, v, s in zip(at, vectors_nE, states_nE, strict=True)}
+        found |= {prompts[i]: (v, s) for i, v, s in zip(at, vectors_nE, states_nE, strict=True)}
     seconds = time.perf_counter() - started
-    vectors_nE, states_nE = (np.stack([read[prompt][part] for prompt in asked.prompts]) for part in (0, 1))
+    vectors_nE, states_nE = (np.stack([found[prompt][part] for prompt in asked.prompts]) for part in (0, 1))
     result = Result(
         prompts=len(prompts),
         tokens=float(asked.tokens.mean()),
@@ -215,7 +215,7 @@ def _questions(cell: PromptCell, liked: int, places: Places) -> dict[str, Questi
         prompts={} if means else {cell.level: cell.prompt},
         tell={},
         platform=platform_of(Schema.load(workspace.schema)),
-        pois=matrix_of(workspace, POI_SPACE, cell.model, places) if means else None,
+        pois=_pois(cell, places) if means else None,
     )
     usual = FactsConfig()
     told = replace(usual, liked=liked, left=liked // 2, kinds=min(usual.kinds, liked))
@@ -228,8 +228,18 @@ def _lengths(cell: PromptCell, prompts: list[str], places: Places) -> np.ndarray
 
 def _reader(cell: PromptCell, places: Places) -> PromptReader:
     if cell.pooling == POI_MEAN:
-        return PoiMean(matrix_of(Workspace(worlds.folder(cell.world, places)), POI_SPACE, cell.model, places))
+        return PoiMean(_pois(cell, places))
     return _loaded(cell.pooling, cell.config(places), cell.tokens)
+
+
+def _pois(cell: PromptCell, places: Places) -> VectorMatrix:
+    """The vectors that are averaged, read by the cell's model where it has not read them yet."""
+    workspace = Workspace(worlds.folder(cell.world, places))
+    texts = tuple(dict.fromkeys(worlds.texts_of_rows(workspace, POI_SPACE)[1]))
+    reading = Reading(model=cell.model, space=POI_SPACE, texts=texts)
+    if reading.missing(places):
+        read(reading, places)
+    return matrix_of(workspace, POI_SPACE, cell.model, places)
 
 
 @lru_cache(maxsize=1)

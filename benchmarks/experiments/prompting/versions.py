@@ -32,7 +32,7 @@ class Repacked(LanguageModel):
     format: Literal["Q4_0", "Q8_0"] = "Q4_0"
 
     def source(self, places: Places) -> str:
-        return str(places.language / f"{self.model}-{self.format}")
+        return str(places.language / f"{Path(self.model).name}-{self.format}")
 
 
 def repack(model: Repacked, places: Places) -> Path:
