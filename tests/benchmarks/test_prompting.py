@@ -275,10 +275,17 @@ def test_findings_and_their_text(places: Places, cell: PromptCell) -> None:
     assert by_name["clicks on each kind"].words.clicked > 0.6  # the newest clicks against all
     alike, same = found.likeness
     assert -1 <= alike.cosine.mean < 1 and alike.swapped is not None
+    explained = [by_name[line.name].explained.mean for line in lines[:2]]
+    assert alike.gained.mean == pytest.approx(explained[1] - explained[0])
+    assert by_name["interests"].against.mean == pytest.approx(explained[0] - by_name["means"].explained.mean)
     assert (same.cosine.mean, same.neighbours.mean, same.words.mean) == (pytest.approx(1.0), 1.0, 1.0)
-    assert same.swapped is None and same.users == len(facts_of(WORLD, FactsConfig(), places).scenarios)
+    assert (
+        same.swapped is None
+        and same.gained is None
+        and same.users == len(facts_of(WORLD, FactsConfig(), places).scenarios)
+    )
     text = report.write("study", ["a question"], found, places)
-    assert "Of the structures, interests tells most" in text and "2 wordings of interests explain" in text
+    assert "Of the structures, interests tells most" in text and "interests, wording 2 is " in text
     assert {path.suffix for path in places.results.glob("study.*")} == {".md", ".json", ".png"}
 
 

@@ -6,7 +6,7 @@ Letters: n users, E width of a vector, K kinds of places.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,8 +91,9 @@ class Likeness:
         cosine: of the two vectors of a user, centred. neighbours: share of nearest others that are so in both; by
             `chance`.
         words: share whose best word is the same; None without a head.
+        gained: what `b` explains less what `a` explains of the same users' tastes.
         swapped: what is explained where a probe of `a` meets vectors of `b`, less what a probe of `b` explains of them;
-            None of scenarios, of which nothing is planted.
+            both are None of scenarios, of which nothing is planted.
     """
 
     group: str
@@ -103,6 +104,7 @@ class Likeness:
     neighbours: Interval
     chance: float
     words: Interval | None
+    gained: Interval | None
     swapped: Interval | None
 
 
@@ -124,16 +126,20 @@ class _Study:
 
     def __init__(self, people: People, control: PromptCell, store: Store) -> None:
         self._people, self._control, self._store = people, control, store
+        self._known: dict[tuple[str, int], Foretold] = {}
 
     def row(self, line: Line) -> Row:
-        vectors, same = self._vectors(line.cell, line.users), self._vectors(self._control, line.users)
-        control = None if line.cell == self._control else self._foretold(same.vectors_nE)
-        return self._row(line.group, line.name, vectors, self._store.result(line.cell), control)
+        vectors, said = self._vectors(line.cell, line.users), self._probe(line.cell, line.users)
+        row = self._row(line.group, line.name, vectors, said)
+        return replace(
+            row,
+            result=self._store.result(line.cell),
+            against=None if line.cell == self._control else row.against,
+        )
 
     def controls(self, line: Line) -> tuple[Row, ...]:
         """What needs no model: chance, and how often each kind was clicked; and a prompt beside the control."""
         vectors, control = (self._vectors(cell, line.users) for cell in (line.cell, self._control))
-        foretold_control = self._foretold(control.vectors_nE)
         counts_nK = self._people.counts_nK[: line.users]
         sets: Mapping[str, tuple[np.ndarray, np.ndarray | None]] = {
             "random vectors": (random_like(vectors.vectors_nE, vectors.keys, seed=0), None),
@@ -141,7 +147,7 @@ class _Study:
             f"mean over POIs beside {line.name}": (np.hstack([control.vectors_nE, vectors.vectors_nE]), None),
         }
         return tuple(
-            self._row(CONTROLS, name, Vectors(vectors.keys, vectors_nE, head_nK), None, foretold_control)
+            self._row(CONTROLS, name, Vectors(vectors.keys, vectors_nE, head_nK), self._foretold(vectors_nE))
             for name, (vectors_nE, head_nK) in sets.items()
         )
 
@@ -160,20 +166,21 @@ class _Study:
             neighbours=Share.mean(shared_neighbours(a.vectors_nE, b.vectors_nE, near)).interval(),
             chance=near / (len(a.keys) - 1),
             words=None if same is None else Share.mean(same).interval(),
-            swapped=self._swapped(a, b) if of_users else None,
+            gained=self._explained(pair.b).less(self._explained(pair.a)) if of_users else None,
+            swapped=self._swapped(pair) if of_users else None,
         )
 
-    def _row(self, group: str, name: str, vectors: Vectors, result: Result | None, control: Foretold | None) -> Row:
+    def _row(self, group: str, name: str, vectors: Vectors, said: Foretold) -> Row:
         true_nK = self._people.suits_nK[: len(vectors.keys)]
-        said = self._foretold(vectors.vectors_nE)
         explained = said.explained(true_nK)
+        control = self._probe(self._control, len(vectors.keys)).explained(true_nK)
         return Row(
             group=group,
             name=name,
             users=len(vectors.keys),
-            result=result,
+            result=None,
             explained=explained.interval(),
-            against=None if control is None else explained.less(control.explained(true_nK)),
+            against=explained.less(control),
             favourite=said.first(true_nK).interval(),
             words=None if vectors.head_nK is None else self._spoken(vectors.keys, vectors.head_nK),
         )
@@ -190,10 +197,20 @@ class _Study:
             clicked=float((word == np.array(self._people.clicked[: len(users)])).mean()),
         )
 
-    def _swapped(self, a: Vectors, b: Vectors) -> Interval:
-        true_nK = self._people.suits_nK[: len(a.keys)]
-        swapped = foretold(a.vectors_nE, true_nK, b.vectors_nE).explained(true_nK)
-        return swapped.less(self._foretold(b.vectors_nE).explained(true_nK))
+    def _swapped(self, pair: Pair) -> Interval:
+        a, b = (self._vectors(line.cell, line.users).vectors_nE for line in (pair.a, pair.b))
+        true_nK = self._people.suits_nK[: len(a)]
+        return foretold(a, true_nK, b).explained(true_nK).less(self._explained(pair.b))
+
+    def _explained(self, line: Line) -> Share:
+        return self._probe(line.cell, line.users).explained(self._people.suits_nK[: line.users])
+
+    def _probe(self, cell: PromptCell, users: int) -> Foretold:
+        """What a probe of a reading says; found once."""
+        key = (cell.hash, users)
+        if key not in self._known:
+            self._known[key] = self._foretold(self._vectors(cell, users).vectors_nE)
+        return self._known[key]
 
     def _foretold(self, vectors_nE: np.ndarray) -> Foretold:
         return foretold(vectors_nE, self._people.suits_nK[: len(vectors_nE)])

@@ -23,7 +23,8 @@ model's own best word is that, in brackets by chance; clicked: how often it is t
 95 %, over users. Prompts/s are of one thread, beside whatever else ran."""
 ALIKE = """\
 Cosine of the two vectors of a user, each set centred; neighbours: share of the nearest others that are so in both, in
-brackets by chance; words: how often the best word is the same; swapped: what is explained of the second reading by a
+brackets by chance; words: how often the best word is the same; gained: what the second reading explains less what the
+first does; swapped: what is explained of the second reading by a
 probe that was fitted on the first, less what its own probe explains."""
 
 
@@ -51,7 +52,7 @@ def markdown(name: str, told: Sequence[str], findings: Findings) -> str:
         lines += ["", f"### {group.capitalize()}", ""]
         lines += table(head, [_row(row) for row in findings.rows if row.group == group])
     lines += ["", "## How alike readings are", "", ALIKE]
-    head = ["first", "second", "read", "cosine", "neighbours (chance)", "words", "swapped"]
+    head = ["first", "second", "read", "cosine", "neighbours (chance)", "words", "gained", "swapped"]
     for group in dict.fromkeys(of.group for of in findings.likeness):
         lines += ["", f"### {group.capitalize()}", ""]
         lines += table(head, [_likeness(of) for of in findings.likeness if of.group == group])
@@ -70,19 +71,13 @@ def follows(findings: Findings) -> list[str]:
                 f"Of the {group}, {best.name} tells most of tastes ({_told(best.explained)}), "
                 f"{VERDICTS[verdict(best.against)]} the mean over POIs ({_told(best.against, '+')})."
             )
-    worded: dict[str, list[Row]] = {}
-    for row in findings.rows:
-        if row.group in ("structures", "wordings"):
-            worded.setdefault(row.name.partition(",")[0], []).append(row)
-    for structure, rows in worded.items():
-        if len(rows) > 1:
-            found = [row.explained.mean for row in rows]
-            said.append(f"{len(rows)} wordings of {structure} explain {min(found):.3f} to {max(found):.3f}.")
-    for group in ("wordings", "versions"):
-        alike = [of for of in findings.likeness if of.group == group]
-        if alike:
-            low, high = (end(of.neighbours.mean for of in alike) for end in (min, max))
-            said.append(f"Between {group}, {low:.2f} to {high:.2f} of a user's nearest others stay the same.")
+    for of in findings.likeness:
+        if of.group in ("structures", "wordings", "versions") and of.gained:
+            other = verdict(of.gained)
+            said.append(
+                f"{of.b} is {VERDICTS[other]} {of.a} ({_told(of.gained, '+')}); {of.neighbours.mean:.0%} of a user's "
+                f"nearest others stay ({of.chance:.0%} by chance)."
+            )
     return said
 
 
@@ -113,6 +108,7 @@ def _likeness(of: Likeness) -> list[str]:
         _told(of.cosine),
         f"{_told(of.neighbours)} ({of.chance:.3f})",
         _told(of.words) if of.words else "-",
+        _told(of.gained, "+") if of.gained else "-",
         _told(of.swapped, "+") if of.swapped else "-",
     ]
 
