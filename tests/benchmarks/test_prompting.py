@@ -253,7 +253,7 @@ def test_a_reading_with_other_weights_is_not_found(places: Places, cell: PromptC
     assert not store.has(moved)
 
 
-def test_findings_and_their_text(places: Places, cell: PromptCell) -> None:
+def test_findings_are_differences_of_the_same_users_and_stand_in_the_text(places: Places, cell: PromptCell) -> None:
     means, worded = replace(cell, pooling="poi-mean"), replace(cell, wording=2)
     brief = replace(cell, level="scenario", structure="brief")
     for one in (cell, means, worded, brief):
@@ -271,21 +271,26 @@ def test_findings_and_their_text(places: Places, cell: PromptCell) -> None:
     found = analyse(lines, pairs, means, places)
     assert [row.name for row in found.rows[3:]] == [line.name for line in lines]
     by_name = {row.name: row for row in found.rows}
-    assert by_name["means"].against is None and by_name["interests"].against is not None
+    assert by_name["means"].tastes.against is None and by_name["means"].clicks.against is None
     assert by_name["clicks on each kind"].words.clicked > 0.6  # the newest clicks against all
     alike, same = found.likeness
     assert -1 <= alike.cosine.mean < 1 and alike.swapped is not None
-    explained = [by_name[line.name].explained.mean for line in lines[:2]]
-    assert alike.gained.mean == pytest.approx(explained[1] - explained[0])
-    assert by_name["interests"].against.mean == pytest.approx(explained[0] - by_name["means"].explained.mean)
+    explained = [by_name[line.name].tastes.explained.mean for line in lines[:2]]
+    assert alike.tastes.mean == pytest.approx(explained[1] - explained[0])
+    assert by_name["interests"].tastes.against.mean == pytest.approx(
+        explained[0] - by_name["means"].tastes.explained.mean
+    )
     assert (same.cosine.mean, same.neighbours.mean, same.words.mean) == (pytest.approx(1.0), 1.0, 1.0)
     assert (
         same.swapped is None
-        and same.gained is None
+        and same.tastes is None
         and same.users == len(facts_of(WORLD, FactsConfig(), places).scenarios)
     )
     text = report.write("study", ["a question"], found, places)
-    assert "Of the structures, interests tells most" in text and "interests, wording 2 is " in text
+    assert (
+        "Of the structures, interests tells most of tastes" in text
+        and "interests, wording 2 beside interests: " in text
+    )
     assert {path.suffix for path in places.results.glob("study.*")} == {".md", ".json", ".png"}
 
 

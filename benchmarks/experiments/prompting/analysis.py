@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from benchmarks.experiments.vectors import random_like
 from trainers.language.tastes import knowledge_report
 
 CONTROLS = "controls"
+Target = Literal["tastes", "clicks"]
+TARGETS: tuple[Target, ...] = ("tastes", "clicks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,19 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Told:
+    """How much a linear probe of vectors foretells of people that it was not fitted on.
+
+    Attributes:
+        explained: share of the differences between people. against: the same less that of the control on the same
+            users; None for the control itself.
+    """
+
+    explained: Interval
+    against: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spoken:
     """The best word of each user, out of the kinds of places, the prior taken off.
 
@@ -67,8 +83,8 @@ class Row:
 
     Attributes:
         result: of the reading; None for a control that reads nothing.
-        explained: share of the differences between people's tastes that a linear probe foretells, of people that it was
-            not fitted on. against: the same less that of the control on the same users.
+        tastes: what the vectors tell of how well each kind of place suits a user, which is planted.
+        clicks: likewise, of the share of each kind among the newest clicks, which prompts are made of.
         favourite: share of users whose favourite kind the probe names.
         words: what the model itself says of them; None where it says no words.
     """
@@ -77,8 +93,8 @@ class Row:
     name: str
     users: int
     result: Result | None
-    explained: Interval
-    against: Interval | None
+    tastes: Told
+    clicks: Told
     favourite: Interval
     words: Spoken | None
 
@@ -91,9 +107,9 @@ class Likeness:
         cosine: of the two vectors of a user, centred. neighbours: share of nearest others that are so in both; by
             `chance`.
         words: share whose best word is the same; None without a head.
-        gained: what `b` explains less what `a` explains of the same users' tastes.
-        swapped: what is explained where a probe of `a` meets vectors of `b`, less what a probe of `b` explains of them;
-            both are None of scenarios, of which nothing is planted.
+        tastes, clicks: what `b` explains of each less what `a` does.
+        swapped: what is explained of clicks where a probe of `a` meets vectors of `b`, less what a probe of `b`
+            explains of them. These three are None of scenarios.
     """
 
     group: str
@@ -104,7 +120,8 @@ class Likeness:
     neighbours: Interval
     chance: float
     words: Interval | None
-    gained: Interval | None
+    tastes: Interval | None
+    clicks: Interval | None
     swapped: Interval | None
 
 
@@ -122,20 +139,18 @@ def analyse(lines: Sequence[Line], pairs: Sequence[Pair], control: PromptCell, p
 
 
 class _Study:
-    """What lines share: the people, their tastes, and how well the control foretells these."""
+    """What lines share: the people, what is to be told of them, and how well the control tells it."""
 
     def __init__(self, people: People, control: PromptCell, store: Store) -> None:
         self._people, self._control, self._store = people, control, store
-        self._known: dict[tuple[str, int], Foretold] = {}
+        shares_nK = people.counts_nK / people.counts_nK.sum(axis=1, keepdims=True)
+        self._true: Mapping[Target, np.ndarray] = {"tastes": people.suits_nK, "clicks": shares_nK}
+        self._known: dict[tuple[str, int, Target], Foretold] = {}
 
     def row(self, line: Line) -> Row:
-        vectors, said = self._vectors(line.cell, line.users), self._probe(line.cell, line.users)
-        row = self._row(line.group, line.name, vectors, said)
-        return replace(
-            row,
-            result=self._store.result(line.cell),
-            against=None if line.cell == self._control else row.against,
-        )
+        vectors = self._vectors(line.cell, line.users)
+        tastes, clicks = (self._probe(line.cell, line.users, target) for target in TARGETS)
+        return replace(self._row(line.group, line.name, vectors, tastes, clicks), result=self._store.result(line.cell))
 
     def controls(self, line: Line) -> tuple[Row, ...]:
         """What needs no model: chance, and how often each kind was clicked; and a prompt beside the control."""
@@ -147,7 +162,12 @@ class _Study:
             f"mean over POIs beside {line.name}": (np.hstack([control.vectors_nE, vectors.vectors_nE]), None),
         }
         return tuple(
-            self._row(CONTROLS, name, Vectors(vectors.keys, vectors_nE, head_nK), self._foretold(vectors_nE))
+            self._row(
+                CONTROLS,
+                name,
+                Vectors(vectors.keys, vectors_nE, head_nK),
+                *(foretold(vectors_nE, self._of(target, line.users)) for target in TARGETS),
+            )
             for name, (vectors_nE, head_nK) in sets.items()
         )
 
@@ -166,24 +186,29 @@ class _Study:
             neighbours=Share.mean(shared_neighbours(a.vectors_nE, b.vectors_nE, near)).interval(),
             chance=near / (len(a.keys) - 1),
             words=None if same is None else Share.mean(same).interval(),
-            gained=self._explained(pair.b).less(self._explained(pair.a)) if of_users else None,
+            tastes=self._gained(pair, "tastes") if of_users else None,
+            clicks=self._gained(pair, "clicks") if of_users else None,
             swapped=self._swapped(pair) if of_users else None,
         )
 
-    def _row(self, group: str, name: str, vectors: Vectors, said: Foretold) -> Row:
-        true_nK = self._people.suits_nK[: len(vectors.keys)]
-        explained = said.explained(true_nK)
-        control = self._probe(self._control, len(vectors.keys)).explained(true_nK)
+    def _row(self, group: str, name: str, vectors: Vectors, tastes: Foretold, clicks: Foretold) -> Row:
+        users = len(vectors.keys)
         return Row(
             group=group,
             name=name,
-            users=len(vectors.keys),
+            users=users,
             result=None,
-            explained=explained.interval(),
-            against=explained.less(control),
-            favourite=said.first(true_nK).interval(),
+            tastes=self._told(tastes, "tastes", users),
+            clicks=self._told(clicks, "clicks", users),
+            favourite=tastes.first(self._of("tastes", users)).interval(),
             words=None if vectors.head_nK is None else self._spoken(vectors.keys, vectors.head_nK),
         )
+
+    def _told(self, said: Foretold, target: Target, users: int) -> Told:
+        control, true_nK = self._probe(self._control, users, target), self._of(target, users)
+        explained = said.explained(true_nK)
+        against = None if said is control else explained.less(control.explained(true_nK))
+        return Told(explained=explained.interval(), against=against)
 
     def _spoken(self, users: Sequence[str], head_nK: np.ndarray) -> Spoken:
         kinds = np.array(self._people.kinds)
@@ -197,23 +222,26 @@ class _Study:
             clicked=float((word == np.array(self._people.clicked[: len(users)])).mean()),
         )
 
+    def _gained(self, pair: Pair, target: Target) -> Interval:
+        return self._explained(pair.b, target).less(self._explained(pair.a, target))
+
     def _swapped(self, pair: Pair) -> Interval:
         a, b = (self._vectors(line.cell, line.users).vectors_nE for line in (pair.a, pair.b))
-        true_nK = self._people.suits_nK[: len(a)]
-        return foretold(a, true_nK, b).explained(true_nK).less(self._explained(pair.b))
+        true_nK = self._of("clicks", len(a))
+        return foretold(a, true_nK, b).explained(true_nK).less(self._explained(pair.b, "clicks"))
 
-    def _explained(self, line: Line) -> Share:
-        return self._probe(line.cell, line.users).explained(self._people.suits_nK[: line.users])
+    def _explained(self, line: Line, target: Target) -> Share:
+        return self._probe(line.cell, line.users, target).explained(self._of(target, line.users))
 
-    def _probe(self, cell: PromptCell, users: int) -> Foretold:
+    def _probe(self, cell: PromptCell, users: int, target: Target) -> Foretold:
         """What a probe of a reading says; found once."""
-        key = (cell.hash, users)
+        key = (cell.hash, users, target)
         if key not in self._known:
-            self._known[key] = self._foretold(self._vectors(cell, users).vectors_nE)
+            self._known[key] = foretold(self._vectors(cell, users).vectors_nE, self._of(target, users))
         return self._known[key]
 
-    def _foretold(self, vectors_nE: np.ndarray) -> Foretold:
-        return foretold(vectors_nE, self._people.suits_nK[: len(vectors_nE)])
+    def _of(self, target: Target, users: int) -> np.ndarray:
+        return self._true[target][:users]
 
     def _vectors(self, cell: PromptCell, users: int) -> Vectors:
         found = self._store.vectors(cell)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.experiments.cells import rounded, staged, write_json
 from benchmarks.experiments.places import Places
@@ -14,18 +14,19 @@ from benchmarks.experiments.statistics import Interval, verdict
 from benchmarks.experiments.tables import table
 from trainers.plain import to_plain
 
-VERDICTS = {"above": "better than", "below": "worse than", "undecided": "not told from", "equivalent": "as good as"}
+DIFFERENCES = {"above": "more", "below": "less", "undecided": "neither more nor less", "equivalent": "as much"}
 MEASURED = """\
-Explained: the share of the differences between people's planted tastes (for every kind of place) that a ridge
-regression on the vectors foretells, of people that it was not fitted on; 0 is nothing. Beside the mean over POIs: the
-difference to it on the same users. Favourite: how often its highest value is the favourite kind. Words: how often the
-model's own best word is that, in brackets by chance; clicked: how often it is the kind clicked most. Intervals are
-95 %, over users. Prompts/s are of one thread, beside whatever else ran."""
+Tastes: the share of the differences between people's planted tastes (for every kind of place) that a ridge regression
+on the vectors foretells, of people that it was not fitted on; 0 is nothing. Clicks: likewise, of the share of each kind
+among the newest clicks, which prompts are made of and whose vectors the mean over POIs averages. Against: the
+difference to that mean on the same users. Favourite: how often the highest taste foretold is that of the favourite
+kind. Words: how often the model's own best word is the favourite, in brackets by chance; of clicks: how often it is the
+kind clicked most. Intervals are 95 %, over users. Prompts/s are of one thread, beside whatever else ran."""
 ALIKE = """\
 Cosine of the two vectors of a user, each set centred; neighbours: share of the nearest others that are so in both, in
-brackets by chance; words: how often the best word is the same; gained: what the second reading explains less what the
-first does; swapped: what is explained of the second reading by a
-probe that was fitted on the first, less what its own probe explains."""
+brackets by chance; words: how often the best word is the same; tastes and clicks: what the second reading explains less
+what the first does; swapped: what is explained of clicks where a probe that was fitted on the first reading meets the
+second, less what its own probe explains."""
 
 
 def write(name: str, told: Sequence[str], findings: Findings, places: Places) -> str:
@@ -46,13 +47,14 @@ def write(name: str, told: Sequence[str], findings: Findings, places: Places) ->
 def markdown(name: str, told: Sequence[str], findings: Findings) -> str:
     lines = [f"# {name}", "", *told, "", "## What follows", "", *(f"- {line}" for line in follows(findings))]
     lines += ["", "## What vectors tell of tastes", "", MEASURED]
-    head = ["reading", "users", "tokens (longest)", "prompts/s", "explained", "beside the mean over POIs"]
-    head += ["favourite", "words (chance)", "clicked"]
+    head = ["reading", "users", "tokens (longest)", "prompts/s", "tastes", "against"]
+    head += ["clicks", "against", "favourite", "words (chance)", "of clicks"]
     for group in dict.fromkeys(row.group for row in findings.rows):
         lines += ["", f"### {group.capitalize()}", ""]
         lines += table(head, [_row(row) for row in findings.rows if row.group == group])
     lines += ["", "## How alike readings are", "", ALIKE]
-    head = ["first", "second", "read", "cosine", "neighbours (chance)", "words", "gained", "swapped"]
+    head = ["first", "second", "read", "cosine", "neighbours (chance)", "words"]
+    head += ["tastes", "clicks", "swapped"]
     for group in dict.fromkeys(of.group for of in findings.likeness):
         lines += ["", f"### {group.capitalize()}", ""]
         lines += table(head, [_likeness(of) for of in findings.likeness if of.group == group])
@@ -63,22 +65,30 @@ def follows(findings: Findings) -> list[str]:
     """The answers that the numbers give, in sentences."""
     said = []
     for group in ("structures", "poolings"):
-        rows = [row for row in findings.rows if row.group == group and row.against is not None]
-        if rows:
-            best = max(rows, key=lambda row: row.explained.mean)
-            assert best.against is not None
-            said.append(
-                f"Of the {group}, {best.name} tells most of tastes ({_told(best.explained)}), "
-                f"{VERDICTS[verdict(best.against)]} the mean over POIs ({_told(best.against, '+')})."
-            )
+        rows = [row for row in findings.rows if row.group == group]
+        said += [line for what in ("tastes", "clicks") if (line := _best(group, what, rows))]
     for of in findings.likeness:
-        if of.group in ("structures", "wordings", "versions") and of.gained:
-            other = verdict(of.gained)
+        if of.group in ("structures", "wordings", "versions") and of.tastes and of.clicks:
             said.append(
-                f"{of.b} is {VERDICTS[other]} {of.a} ({_told(of.gained, '+')}); {of.neighbours.mean:.0%} of a user's "
-                f"nearest others stay ({of.chance:.0%} by chance)."
+                f"{of.b} beside {of.a}: {DIFFERENCES[verdict(of.tastes)]} of tastes ({_told(of.tastes, '+')}), "
+                f"{DIFFERENCES[verdict(of.clicks)]} of clicks ({_told(of.clicks, '+')}); {of.neighbours.mean:.0%} of a "
+                f"user's nearest others stay ({of.chance:.0%} by chance)."
             )
     return said
+
+
+def _best(group: str, what: Literal["tastes", "clicks"], rows: Sequence[Row]) -> str:
+    """The reading that tells most, beside the control; nothing where there is but the control."""
+    told = {row.name: row.tastes if what == "tastes" else row.clicks for row in rows}
+    beside = {name: (of.explained, of.against) for name, of in told.items() if of.against is not None}
+    if not beside:
+        return ""
+    name = max(beside, key=lambda name: beside[name][0].mean)
+    explained, against = beside[name]
+    return (
+        f"Of the {group}, {name} tells most of {what} ({_told(explained)}): {DIFFERENCES[verdict(against)]} than the "
+        f"mean over POIs ({_told(against, '+')})."
+    )
 
 
 def _row(row: Row) -> list[str]:
@@ -88,8 +98,7 @@ def _row(row: Row) -> list[str]:
         f"{row.users:,}",
         f"{took.tokens:.0f} ({took.longest}){_over(took.over)}" if took and took.longest else "-",
         f"{took.prompts_per_second:,.1f}" if took else "-",
-        _told(row.explained),
-        _told(row.against, "+") if row.against else "-",
+        *(cell for of in (row.tastes, row.clicks) for cell in (_told(of.explained), _signed(of.against))),
         _told(row.favourite),
         f"{_told(row.words.favourite)} ({row.words.chance:.3f})" if row.words else "-",
         f"{row.words.clicked:.2f}" if row.words else "-",
@@ -108,9 +117,12 @@ def _likeness(of: Likeness) -> list[str]:
         _told(of.cosine),
         f"{_told(of.neighbours)} ({of.chance:.3f})",
         _told(of.words) if of.words else "-",
-        _told(of.gained, "+") if of.gained else "-",
-        _told(of.swapped, "+") if of.swapped else "-",
+        *map(_signed, (of.tastes, of.clicks, of.swapped)),
     ]
+
+
+def _signed(interval: Interval | None) -> str:
+    return _told(interval, "+") if interval else "-"
 
 
 def _told(interval: Interval, sign: str = "") -> str:
@@ -126,24 +138,25 @@ def draw(name: str, rows: Sequence[Row], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    size = (13.0, HEAD_INCHES + ROW_INCHES * max(len(rows), 3))
-    figure, (explained, words) = pyplot.subplots(1, 2, figsize=size, sharey=True)
+    size = (15.0, HEAD_INCHES + ROW_INCHES * max(len(rows), 3))
+    figure, axes = pyplot.subplots(1, 3, figsize=size, sharey=True)
     for at, row in enumerate(rows):
-        better = row.against is not None and verdict(row.against) == "above"
-        _dot(explained, at, row.explained, OURS if better else NEUTRAL)
+        for axis, told in zip(axes, (row.tastes, row.clicks), strict=False):
+            better = told.against is not None and verdict(told.against) == "above"
+            _dot(axis, at, told.explained, OURS if better else NEUTRAL)
         if row.words:
-            _dot(words, at, row.words.favourite, OURS)
-            words.plot([row.words.chance], [at], "|", color=NEUTRAL, markersize=9)
-    explained.axvline(0, color="#444444", linewidth=1)
-    explained.set_title("tastes explained (blue: more than by the mean over POIs)", loc="left")
-    words.set_title("words that are the favourite (bar: by chance)", loc="left")
-    for axis in (explained, words):
+            _dot(axes[2], at, row.words.favourite, NEUTRAL)
+            axes[2].plot([row.words.chance], [at], "|", color=NEUTRAL, markersize=9)
+    for axis, title in zip(
+        axes, ("tastes explained", "clicks explained", "words: favourites (bar: by chance)"), strict=True
+    ):
+        axis.set_title(title, loc="left")
         axis.grid(axis="x", color="#e4e4e4")
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    explained.set_yticks(range(len(rows)), [f"{row.group}: {row.name} ({row.users:,})" for row in rows])
-    explained.invert_yaxis()
-    figure.suptitle(f"{name}: 95 % intervals over users", x=0.01, ha="left")
+    axes[0].set_yticks(range(len(rows)), [f"{row.group}: {row.name} ({row.users:,})" for row in rows])
+    axes[0].invert_yaxis()
+    figure.suptitle(f"{name}: 95 % intervals over users; blue: more than the mean over POIs", x=0.01, ha="left")
     figure.tight_layout()
     figure.savefig(file, format="png", dpi=130)
     pyplot.close(figure)
