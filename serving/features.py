@@ -87,6 +87,13 @@ class FeatureReader:
             fields = [columns.knowledge(SCENE_SPACE, name) for name in (columns.ROW, columns.VERSION)]
             self._scene_view = open_view(store, SCENE_SPACE, fields)
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The names of the views that it reads."""
+        scene = [self._scene_view] if self._scene_view else []
+        found = [*self._context_views, *self._derived_views, *self._poi_views, *scene]
+        return tuple(dict.fromkeys(view.name for view in found))
+
     def read_context(self, context: RequestContext, time_us: int) -> ContextReading:
         """The user's, scenario's and scene's columns, one row, as of `time_us`."""
         keys = {columns.USER_ID: [context.user_id], columns.SCENARIO_ID: [context.scenario_id]}

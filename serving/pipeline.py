@@ -74,8 +74,15 @@ class Pipeline:
     than this code computes.
     """
 
-    def __init__(self, reader: FeatureReader, scorer: Scorer, retriever: Retriever | None = None) -> None:
+    def __init__(
+        self, reader: FeatureReader, scorer: Scorer, retriever: Retriever | None = None, *, proven: bool = False
+    ) -> None:
+        """
+        Args:
+            proven: whether a certificate says that this bundle's online and offline values agree; answers repeat it.
+        """
         self.bundle = scorer.bundle
+        self.proven = proven
         self.retriever = retriever
         self._reader = reader
         self._scorer = scorer

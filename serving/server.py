@@ -23,7 +23,7 @@ from grpc_status import rpc_status
 
 from feature_repo.store import open_store
 from feature_repo.workspace import Workspace
-from serving import wire
+from serving import prove, wire
 from serving.auth import Tls, TokenInterceptor, require_loopback
 from serving.features import FeatureReader
 from serving.metrics import Metrics, MetricsInterceptor
@@ -75,7 +75,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
             ranking = self._pipeline.rank(wire.rank_request(request))
             self._metrics.read(ranking.views)
             return pb.RankResponse(
-                ranking=wire.ranking(ranking, self._pipeline.bundle.manifest, request.include_details)
+                ranking=wire.ranking(ranking, self._pipeline, request.include_details)
             )
 
         return _guarded(answer, context)
@@ -85,7 +85,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
             ranking = self._pipeline.recommend(wire.recommend_request(request))
             self._metrics.read(ranking.views)
             return pb.RecommendResponse(
-                ranking=wire.ranking(ranking, self._pipeline.bundle.manifest, request.include_details),
+                ranking=wire.ranking(ranking, self._pipeline, request.include_details),
                 index_version=self._pipeline.index_version,
             )
 
@@ -158,15 +158,30 @@ def create_server(pipeline: Pipeline, options: ServerOptions) -> RunningServer:
     return RunningServer(server, life, port, metrics_port, options.grace_seconds)
 
 
-def open_pipeline(workspace: Workspace, bundle: Path, index: Path | None) -> Pipeline:
+def open_pipeline(workspace: Workspace, bundle: Path, index: Path | None, *, unproven: bool = False) -> Pipeline:
     """Load and verify a bundle and, where there is one, an index, over the workspace's store.
 
-    Raises BundleError, IndexArtefactError or ServiceMismatch where one of them cannot be used.
+    Args:
+        unproven: take a bundle without a valid certificate too; every answer then says so.
+
+    Raises BundleError, IndexArtefactError, Unproven or another ServiceMismatch where one of them cannot be used.
     """
     loaded = bundles.load(bundle)
     _check_knowledge(workspace, loaded)
+    proven = _is_proven(bundle, loaded, unproven)
     retriever = None if index is None else Retriever.load(index)
-    return Pipeline(FeatureReader(open_store(workspace), loaded), Scorer(loaded), retriever)
+    return Pipeline(FeatureReader(open_store(workspace), loaded), Scorer(loaded), retriever, proven=proven)
+
+
+def _is_proven(folder: Path, bundle: bundles.Bundle, unproven: bool) -> bool:
+    try:
+        prove.check(folder, bundle, prove.code())
+    except prove.Unproven as error:
+        if not unproven:
+            raise
+        log.warning("%s", error)
+        return False
+    return True
 
 
 def _check_knowledge(workspace: Workspace, bundle: bundles.Bundle) -> None:
@@ -185,15 +200,18 @@ def serve(
     bundle: Path,
     index: Path | None,
     options: ServerOptions,
+    *,
+    unproven: bool = False,
     started: Callable[[RunningServer], None] = lambda server: None,
 ) -> None:
     """Answer until SIGTERM or SIGINT, then drain and return.
 
     Args:
+        unproven: see `open_pipeline`.
         started: called once the server answers; a command line prints the port here.
     """
     torch.set_num_threads(1)  # one core a request: requests run side by side
-    running = create_server(open_pipeline(workspace, bundle, index), options)
+    running = create_server(open_pipeline(workspace, bundle, index, unproven=unproven), options)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())

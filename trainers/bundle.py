@@ -4,6 +4,7 @@
     encoding.json schema.json vocabularies, scalers; what the data set has
     weights.safetensors       the ranker's state; its network is rebuilt from the recipe in the manifest
     vectors/<space>.safetensors, vectors/<space>.keys.json    each vector space that the ranker reads
+    certificate.json          beside the content, once `prove` was run: what was proved of this version
 
 The version is the hash of the manifest, so of all content: same training, same version. Loading reads JSON and
 safetensors only, and refuses a folder of which one bit, one file or one name is not as written.
@@ -38,6 +39,7 @@ from trainers.recipes import Recipe
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CERTIFICATE = "certificate.json"
 FILE_NAME = re.compile(r"(encoding\.json|schema\.json|weights\.safetensors|vectors/[a-z_]+\.(safetensors|keys\.json))")
 
 
@@ -155,7 +157,7 @@ def load(folder: Path) -> Bundle:
     manifest = _manifest(folder)
     contents = {name: _verified(folder, name, digest) for name, digest in manifest.files.items()}
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
-    surplus = sorted(present - set(contents) - {MANIFEST})
+    surplus = sorted(present - set(contents) - {MANIFEST, CERTIFICATE})
     if surplus:
         raise BundleError(f"{folder}: files that the manifest does not name: {surplus}")
     spaces = sorted(manifest.knowledge_versions)

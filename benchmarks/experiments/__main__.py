@@ -3,7 +3,7 @@
 python -m benchmarks.experiments core     main, aggregation, alignment, stages, no semantics: 5 seeds
 python -m benchmarks.experiments all      these and the others
 python -m benchmarks.experiments logs     KuaiRand and Foursquare, of which `SCENERANK_DATA` says where they are
-python -m benchmarks.experiments msr      LLM4MSR and all backbones: on the city, under a published protocol, at scale
+python -m benchmarks.experiments msr      LLM4MSR, its prompts, all backbones: on cities, logs, a published protocol, at scale
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmarks.experiments import (
     larr_scene_features,
     larr_stages,
     msr_city,
+    msr_prompts,
     msr_scale,
     msr_scenario_wise,
 )
@@ -44,5 +45,5 @@ if __name__ == "__main__":
     if chosen == "logs":
         larr_foursquare.main(*arguments(None, command))
     if chosen == "msr":
-        for module in (msr_scenario_wise, msr_scale):
+        for module in (msr_scenario_wise, msr_prompts, msr_scale):
             module.main(*arguments(None, command))

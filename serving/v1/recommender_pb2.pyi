@@ -188,11 +188,13 @@ class ViewStatus(_message.Message):
     def __init__(self, view: _Optional[str] = ..., values: _Optional[_Union[StatusCounts, _Mapping]] = ..., oldest: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., newest: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "version", "service")
+    __slots__ = ("name", "version", "service", "proven")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
+    PROVEN_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     service: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., service: _Optional[str] = ...) -> None: ...
+    proven: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., service: _Optional[str] = ..., proven: _Optional[bool] = ...) -> None: ...
