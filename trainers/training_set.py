@@ -97,10 +97,9 @@ def read_part(workspace: Workspace, folder: Path, part: str) -> pa.Table:
     In a log with a table `borders` each row is in the part that its user's own borders say.
     """
     split = Schema.load(workspace.schema).split
-    borders = workspace.source(BORDERS)
-    if borders.is_file():
+    if split.by_user:
         table = read(folder, split.train, split.end)
-        return table.filter(pc.equal(part_of_rows(table, pq.read_table(borders)), part))
+        return table.filter(pc.equal(part_of_rows(table, pq.read_table(workspace.source(BORDERS))), part))
     start, end = split.bounds(part)
     assert start is not None, "a training set has no history"
     return read(folder, start, end)

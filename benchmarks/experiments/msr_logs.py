@@ -47,7 +47,7 @@ USER_FRACTIONS = (0.7, 0.1, 0.2)
 DAILY = FactsConfig(every_days=1, test_part=False)
 SITTINGS = FactsConfig(every_days=28, own=OWN, test_part=False)
 MOVIELENS_USERS = 2000
-QUICK_USERS = {"kuairand": 150, "movielens": 40}
+QUICK_USERS = {"kuairand": 60, "movielens": 15}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,11 @@ class Split:
     test: datetime
     end: datetime
 
+    @property
+    def by_user(self) -> bool:
+        """Whether each user has borders of their own."""
+        return self.valid == self.end
+
     def bounds(self, part: str) -> tuple[datetime | None, datetime]:
         """Start (None: the beginning of the log) and exclusive end of one of `PARTS`."""
         borders = [None, self.train, self.valid, self.test, self.end]
@@ -234,9 +239,12 @@ class Dataset:
 
         Raises DataError naming table, column, row and value.
         """
-        missing = sorted(self.schema.tables().keys() - self.tables.keys())
+        needed = {*self.schema.tables(), *([BORDERS] if self.schema.split.by_user else [])}
+        missing = sorted(needed - self.tables.keys())
         if missing:
-            raise DataError(f"{self.schema.dataset}: tables {missing} are missing; a dataset needs all four")
+            raise DataError(f"{self.schema.dataset}: tables {missing} are missing; a dataset needs all of them")
+        if BORDERS in self.tables and not self.schema.split.by_user:
+            raise DataError(f"{self.schema.dataset}: a log with borders of each user is split at its end by time")
         checked = {name: conform(name, table, self.schema) for name, table in self.tables.items()}
         check_references(checked)
         with replacing(folder) as staging:

@@ -208,6 +208,8 @@ def test_parts_are_read_by_the_borders_of_users_where_there_are_any(tmp_path):
         return [len(training_set.read_part(workspace, folder, part)) for part in ("train", "valid", "test")]
 
     assert sizes() == [4, 2, 2]
+    by_user = Split(train=at(0), valid=at(8), test=at(8), end=at(8))
+    Schema(dataset="tiny", timezone="UTC", split=by_user).save(workspace.schema)
     borders = pa.table({columns.USER_ID: ["u", "v"], "valid": time_column([1, 7]), "test": time_column([2, 7])})
     pq.write_table(borders, workspace.source("borders"))
     assert sizes() == [1 + 3, 1, 2 + 1]

@@ -141,8 +141,8 @@ class History:
             self._db.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM read_parquet(?)", [path[name]])
         if not config.test_part:
             self._db.execute("DELETE FROM events WHERE shown_at >= ?", [split.test])
-            if (borders := workspace.source(BORDERS)).is_file():
-                self._db.execute(_LEAVE_OUT, [str(borders)])
+            if split.by_user:
+                self._db.execute(_LEAVE_OUT, [str(workspace.source(BORDERS))])
 
     def __enter__(self) -> History:
         return self

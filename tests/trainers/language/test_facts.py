@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feature_repo import columns
-from feature_repo.datasets.schema import BORDERS, TIME
+from feature_repo.datasets.schema import BORDERS, TIME, Schema
 from feature_repo.workspace import Workspace
 from trainers.language.facts import Facts, FactsConfig, History, Place
 from trainers.language.prompts import LEVELS, Level, read_prompt
@@ -175,6 +175,8 @@ def borders(workspace: Workspace, **test: float) -> None:
     times = pa.array([at(hour) for hour in test.values()], TIME)
     table = pa.table({columns.USER_ID: list(test), "valid": times, "test": times})
     pq.write_table(table, workspace.source(BORDERS))
+    schema = Schema.load(workspace.schema)
+    replace(schema, split=replace(schema.split, valid=schema.split.end, test=schema.split.end)).save(workspace.schema)
 
 
 def test_the_test_part_of_each_user_is_left_out(street: Callable[..., Workspace]) -> None:
@@ -208,7 +210,6 @@ def test_no_event_of_a_test_part_changes_a_prompt(
     found = []
     for rows in (SHOWN, [*SHOWN, *leaks]):
         workspace = street(PLACES, rows)
-        workspace.source(BORDERS).unlink(missing_ok=True)
         if by_user:
             borders(workspace, **starts)
         found.append(asked(workspace, replace(DAILY, own=(1, 2, 4, 8), test_part=False)))
