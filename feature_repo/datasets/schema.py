@@ -2,8 +2,8 @@
 
 Four Parquet files and one JSON file make a dataset: `impressions`, `users`, `pois`, `scenarios`, and `schema.json`,
 which names the columns that differ between datasets. Simulated worlds add what only they can know and what is never a
-feature: `oracle` (true probabilities) and `favourites` (the kind of place that each user likes best). All times are UTC
-with microseconds; coordinates are WGS84 degrees.
+feature: `oracle` (true probabilities) and `favourites` (the kind of place that each user likes best). A log that is cut
+user by user adds `borders`. All times are UTC with microseconds; coordinates are WGS84 degrees.
 """
 
 from __future__ import annotations
@@ -42,12 +42,20 @@ class RequestField:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Borders between history | train | valid | test: each part starts at its border (inclusive), UTC."""
+    """Borders between history | train | valid | test: each part starts at its border (inclusive), UTC.
+
+    In a log with a table `borders`, users have a valid and a test border of their own, and these are its end.
+    """
 
     train: datetime
     valid: datetime
     test: datetime
     end: datetime
+
+    @property
+    def by_user(self) -> bool:
+        """Whether each user has borders of their own."""
+        return self.valid == self.end
 
     def bounds(self, part: str) -> tuple[datetime | None, datetime]:
         """Start (None: the beginning of the log) and exclusive end of one of `PARTS`."""
@@ -207,7 +215,16 @@ FAVOURITES = pa.schema(
         pa.field(columns.CATEGORY, pa.string(), nullable=False),
     ]
 )
-TRUTH = {"oracle": ORACLE, "favourites": FAVOURITES}
+# Of each user, when the valid and the test part begin, where a log is cut user by user (`splits.by_user`).
+BORDERS = "borders"
+USER_BORDERS = pa.schema(
+    [
+        pa.field(columns.USER_ID, pa.string(), nullable=False),
+        pa.field("valid", TIME, nullable=False),
+        pa.field("test", TIME, nullable=False),
+    ]
+)
+OPTIONAL = {"oracle": ORACLE, "favourites": FAVOURITES, BORDERS: USER_BORDERS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +239,12 @@ class Dataset:
 
         Raises DataError naming table, column, row and value.
         """
-        missing = sorted(self.schema.tables().keys() - self.tables.keys())
+        needed = {*self.schema.tables(), *([BORDERS] if self.schema.split.by_user else [])}
+        missing = sorted(needed - self.tables.keys())
         if missing:
-            raise DataError(f"{self.schema.dataset}: tables {missing} are missing; a dataset needs all four")
+            raise DataError(f"{self.schema.dataset}: tables {missing} are missing; a dataset needs all of them")
+        if BORDERS in self.tables and not self.schema.split.by_user:
+            raise DataError(f"{self.schema.dataset}: a log with borders of each user is split at its end by time")
         checked = {name: conform(name, table, self.schema) for name, table in self.tables.items()}
         check_references(checked)
         with replacing(folder) as staging:
@@ -239,9 +259,9 @@ def conform(name: str, table: pa.Table, schema: Schema) -> pa.Table:
     Raises DataError for missing or surplus columns, nulls, uncastable values, duplicate keys, orders without a click,
     outcomes before their impression, coordinates off the globe and times after the end of the split.
     """
-    wanted = TRUTH.get(name) or schema.tables().get(name)
+    wanted = OPTIONAL.get(name) or schema.tables().get(name)
     if wanted is None:
-        raise DataError(f"{name}: no such table; a dataset has {sorted(schema.tables())} and optionally {[*TRUTH]}")
+        raise DataError(f"{name}: no such table; a dataset has {sorted(schema.tables())} and optionally {[*OPTIONAL]}")
     missing = [c for c in wanted.names if c not in table.column_names]
     surplus = [c for c in table.column_names if c not in wanted.names]
     if missing or surplus:
@@ -262,14 +282,15 @@ def conform(name: str, table: pa.Table, schema: Schema) -> pa.Table:
 def check_references(tables: Mapping[str, pa.Table]) -> None:
     """Every user, POI and scenario of an impression must be in its own table. Raises DataError."""
     impressions = tables["impressions"]
-    for table, key in (("users", columns.USER_ID), ("pois", columns.POI_ID), ("scenarios", columns.SCENARIO_ID)):
+    named = [("users", columns.USER_ID), ("pois", columns.POI_ID), ("scenarios", columns.SCENARIO_ID)]
+    for table, key in (*named, *([(BORDERS, columns.USER_ID)] if BORDERS in tables else [])):
         known = pc.is_in(impressions[key], value_set=tables[table][key].combine_chunks())
         _refuse("impressions", key, impressions[key], pc.invert(known), f"is not in {table}; add it there")
 
 
 def _check_rules(name: str, table: pa.Table, schema: Schema) -> None:
     key = {"impressions": columns.ROW_ID, "users": columns.USER_ID, "pois": columns.POI_ID}.get(name)
-    key = key or {"scenarios": columns.SCENARIO_ID, "oracle": columns.ROW_ID, "favourites": columns.USER_ID}[name]
+    key = key or {"scenarios": columns.SCENARIO_ID, "oracle": columns.ROW_ID}.get(name, columns.USER_ID)
     _check_unique(name, table, key)
     for latitude, longitude in (
         (columns.LATITUDE, columns.LONGITUDE),
@@ -278,6 +299,9 @@ def _check_rules(name: str, table: pa.Table, schema: Schema) -> None:
         if latitude in table.column_names:
             _check_range(name, table, latitude, -90.0, 90.0)
             _check_range(name, table, longitude, -180.0, 180.0)
+    if name == BORDERS:
+        late = pc.greater(table["valid"], table["test"])
+        _refuse(name, "valid", table["valid"], late, "lies after the test border of the same user")
     if name != "impressions":
         return
     for label in columns.LABELS:

@@ -1,7 +1,8 @@
 """Borders between history | train | valid | test: a log is always cut by time, never by drawing rows.
 
 Three rules cover the public logs: shares of the rows in time order, whole local days, and whole local months (so that
-the test part is "the last day" or "the last month").
+the test part is "the last day" or "the last month"). A fourth gives each user borders of their own, so that everybody's
+last rows are tested: values of a row are still of its past, but a model has learnt from what others did later.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
+from feature_repo import columns
 from feature_repo.datasets.schema import PARTS, DataError, Split
 
 TICK = timedelta(microseconds=1)
@@ -72,6 +74,33 @@ def by_months(first: datetime, last: datetime, timezone: str) -> Split:
     train = min(start + 2, final - 2)
     borders = (midnight(date(m // 12, m % 12 + 1, 1), zone) for m in (train, final - 1, final, final + 1))
     return Split(**dict(zip(("train", "valid", "test", "end"), borders, strict=True)))
+
+
+def by_user(log: pl.DataFrame, fractions: tuple[float, float, float]) -> tuple[Split, pl.DataFrame]:
+    """Cut the rows of each user, in time order, into train, valid and test by their shares; there is no history.
+
+    A border is the time of the first row of its part, so that rows of one moment stay together: a user all of whose
+    rows are of one moment has test rows only.
+
+    Returns:
+        the split of a log with borders, and the borders, a row a user (`schema.USER_BORDERS`).
+    Raises:
+        DataError: an empty log, or shares that are not three positive numbers with the sum 1.
+    """
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise DataError(f"split fractions {list(fractions)} of each user: need 3 positive shares with the sum 1")
+    if log.is_empty():
+        raise DataError("split: the log has no rows; a dataset needs at least one impression")
+    time = pl.col(columns.EVENT_TIMESTAMP)
+    train, valid = fractions[0], fractions[0] + fractions[1]
+
+    def border(share: float) -> pl.Expr:
+        return time.sort().get((share * pl.len() + 1e-9).floor().cast(pl.Int64))
+
+    borders = log.group_by(columns.USER_ID).agg(border(train).alias("valid"), border(valid).alias("test"))
+    first, last = log[columns.EVENT_TIMESTAMP].sort()[[0, -1]]
+    end = last + TICK
+    return Split(train=first, valid=end, test=end, end=end), borders.sort(columns.USER_ID)
 
 
 def midnight(day: date, zone: ZoneInfo) -> datetime:

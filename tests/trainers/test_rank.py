@@ -47,8 +47,8 @@ def training(parts: Parts, pull_schema: Schema, matrices: dict[str, VectorMatrix
         service="planted_1", features=("poi_profile:category",), trained_until=pull_schema.split.valid
     )
 
-    def run(recipe: Recipe, seed: int = 0, parts: Parts = parts) -> Trained:
-        return train(parts, pull_schema, matrices, recipe, provenance, seed=seed)
+    def run(recipe: Recipe, seed: int = 0, parts: Parts = parts, schema: Schema = pull_schema) -> Trained:
+        return train(parts, schema, matrices, recipe, provenance, seed=seed)
 
     return run
 
@@ -183,3 +183,31 @@ def test_vectors_are_standardised_by_what_training_reads(training: Training) -> 
         (ranker.scene.encoder.vectors.mean_SV.mean(0) - 5.0).abs().max() < 1.0
     )  # the planted vectors centre on 5
     assert ranker.scene.encoder.vectors.mean_SV.dtype == torch.float32
+
+
+def test_each_user_may_have_borders_of_their_own(training: Training, parts: Parts, pull_schema: Schema) -> None:
+    """The first half of the log is one user's, the second another's: each part holds rows of both."""
+    log = pa.concat_tables([parts.train, parts.valid, parts.test]).sort_by(columns.EVENT_TIMESTAMP)
+    half = len(log) // 2
+    at = log.schema.get_field_index(columns.USER_ID)
+    log = log.set_column(at, columns.USER_ID, pa.array(["early"] * half + ["late"] * (len(log) - half)))
+
+    def of_both(start: float, end: float) -> pa.Table:
+        return pa.concat_tables(
+            user.slice(int(start * half), int(end * half) - int(start * half))
+            for user in (log.slice(0, half), log.slice(half))
+        )
+
+    train_, valid, test = of_both(0, 0.7), of_both(0.7, 0.8), of_both(0.8, 1)
+    end = pull_schema.split.end
+    by_user = replace(pull_schema, split=replace(pull_schema.split, valid=end, test=end))
+    fit = FitConfig(epochs=1, batch_size=128, warmup_steps=1)
+    recipe = replace(recipes.ple("tiny"), fit=fit)
+    cut = Parts(train=train_, valid=valid, test=test)
+    assert training(recipe, parts=cut, schema=by_user).report.click.auc is not None
+    with pytest.raises(ValueError, match=r"part train ends .* after valid begins"):
+        training(recipe, parts=cut)
+    leak = pa.concat_tables([train_, test.slice(len(test) - 1)])  # of a user who has no validation rows
+    early = valid.filter(pc.equal(valid[columns.USER_ID], "early"))
+    with pytest.raises(ValueError, match=r"part train ends .* after test begins"):
+        training(recipe, parts=Parts(train=leak, valid=early, test=test), schema=by_user)

@@ -175,3 +175,41 @@ def test_an_empty_range_is_an_error_that_names_it(repo):
     with pytest.raises(TrainingSetError, match="no impressions of scenario 'search'"):
         wanted = Pull(service="rated", start=START, end=at(1), scenario="search")
         training_set.backfill(repo.workspace, repo.store, wanted)
+
+
+def test_a_row_is_in_the_part_that_its_own_user_says():
+    """Borders of u at hours 2 and 3, of v at hours 5 and 5; a border belongs to the part that it begins."""
+    borders = pa.table(
+        {
+            columns.USER_ID: ["u", "v"],
+            "valid": time_column([2, 5]),
+            "test": time_column([3, 5]),
+        }
+    )
+    rows = [("u", 1.9), ("v", 2.5), ("u", 2), ("u", 3), ("v", 4.9), ("v", 5)]
+    table = pa.table(
+        {columns.USER_ID: [u for u, _ in rows], columns.EVENT_TIMESTAMP: time_column([h for _, h in rows])}
+    )
+    found = training_set.part_of_rows(table, borders).to_pylist()
+    assert found == ["train", "train", "valid", "test", "train", "test"]
+
+
+def test_parts_are_read_by_the_borders_of_users_where_there_are_any(tmp_path):
+    workspace = Workspace(tmp_path)
+    workspace.sources.mkdir()
+    split = Split(train=at(0), valid=at(4), test=at(6), end=at(8))
+    Schema(dataset="tiny", timezone="UTC", split=split).save(workspace.schema)
+    folder = tmp_path / "pulled"
+    folder.mkdir()
+    table = pa.table({columns.USER_ID: ["u"] * 4 + ["v"] * 4, columns.EVENT_TIMESTAMP: time_column(list(range(8)))})
+    pq.write_table(table, folder / "part-00000.parquet")
+
+    def sizes() -> list[int]:
+        return [len(training_set.read_part(workspace, folder, part)) for part in ("train", "valid", "test")]
+
+    assert sizes() == [4, 2, 2]
+    by_user = Split(train=at(0), valid=at(8), test=at(8), end=at(8))
+    Schema(dataset="tiny", timezone="UTC", split=by_user).save(workspace.schema)
+    borders = pa.table({columns.USER_ID: ["u", "v"], "valid": time_column([1, 7]), "test": time_column([2, 7])})
+    pq.write_table(borders, workspace.source("borders"))
+    assert sizes() == [1 + 3, 1, 2 + 1]

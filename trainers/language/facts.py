@@ -1,12 +1,13 @@
 """What is known of every scenario and every user as of a time: the facts that prompts are made of.
 
 Facts as of T come from events before T whose outcome was known before T, and from users, POIs and scenarios that were
-known before T. Nothing that happened or became known at T or later can change them.
+known before T. Nothing that happened or became known at T or later can change them, and, where the test part is left
+out, nothing of it ever does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import duckdb
 
 from feature_repo import columns
-from feature_repo.datasets.schema import Schema
+from feature_repo.datasets.schema import BORDERS, Schema
 from feature_repo.workspace import Workspace
 from trainers.language.texts import TextError
 
@@ -32,6 +33,9 @@ class FactsConfig:
         liked, left: places of a user at most, the newest that were clicked, and the newest that were shown and left.
         kinds: kinds of places at most, where those clicked most are listed.
         clicks: the newest ones of a user (and ten times as many of a scenario) whose POIs `recent` lists.
+        own: numbers of events. A user of whom so many are known gets a snapshot at once, beside the regular ones: of
+            some logs most users do all they ever do within an hour.
+        test_part: whether its events are told too, in snapshots after them.
     """
 
     every_days: int = 7
@@ -39,10 +43,14 @@ class FactsConfig:
     left: int = 4
     kinds: int = 3
     clicks: int = 20
+    own: tuple[int, ...] = ()
+    test_part: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.every_days, self.liked, self.kinds, self.clicks) < 1 or self.left < 0:
-            raise TextError(f"every_days, liked, kinds and clicks must be positive and left not negative, got {self}")
+        if min(self.every_days, self.liked, self.kinds, self.clicks, *self.own) < 1 or self.left < 0:
+            raise TextError(
+                f"every_days, liked, kinds, clicks and own must be positive and left not negative, got {self}"
+            )
 
 
 class Place(NamedTuple):
@@ -123,13 +131,18 @@ class History:
         if not workspace.schema.is_file():
             raise TextError(f"{workspace.sources} holds no source tables; build those of this workspace first")
         self._config = config
-        self._end = Schema.load(workspace.schema).split.end
+        split = Schema.load(workspace.schema).split
+        self._end = split.end
         self._db = duckdb.connect()
         self._db.execute("SET TimeZone = 'UTC'")
         path = {name: str(workspace.source(name)) for name in ("impressions", "pois", "users", "scenarios")}
         self._db.execute(_EVENTS, [path["impressions"], path["pois"]])
         for name in ("users", "scenarios"):
             self._db.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM read_parquet(?)", [path[name]])
+        if not config.test_part:
+            self._db.execute("DELETE FROM events WHERE shown_at >= ?", [split.test])
+            if split.by_user:
+                self._db.execute(_LEAVE_OUT, [str(workspace.source(BORDERS))])
 
     def __enter__(self) -> History:
         return self
@@ -147,18 +160,39 @@ class History:
         return [start.astimezone(UTC) + every * number for number in range(1, count + 1)]
 
     def as_of(self, time: datetime) -> Facts:
-        self._db.execute(f"CREATE OR REPLACE TEMP TABLE before AS SELECT * FROM events WHERE {KNOWN} < ?", [time])
-        return Facts(time=time, scenarios=self._scenarios(time), users=self._users(time))
+        self._look_back(f"SELECT DISTINCT {columns.USER_ID}, ?::TIMESTAMPTZ AS moment FROM events", time)
+        return Facts(time=time, scenarios=self._scenarios(time), users=self._users())
+
+    def own(self) -> Iterator[Facts]:
+        """Each user alone, at the first full second after so many events (`FactsConfig.own`) were known; of scenarios
+        it is told what they are, not what happened there."""
+        for events in self._config.own:
+            self._look_back(_AFTER, events)
+            moments = dict(self._rows("SELECT * FROM moments"))
+            for user in self._users():
+                time = moments[user.id].astimezone(UTC)
+                scenarios = [ScenarioFacts(id=s, name=n, description=text) for s, n, text in self._described(time)]
+                yield Facts(time=time, scenarios=tuple(scenarios), users=(user,))
+
+    def _look_back(self, moments: str, value: object) -> None:
+        """Have `before` hold what was known of each user before a moment: the rows (user, moment) of a query."""
+        self._db.execute(f"CREATE OR REPLACE TEMP TABLE moments AS {moments}", [value])
+        self._db.execute(
+            f"""CREATE OR REPLACE TEMP TABLE before AS
+            SELECT events.* FROM events JOIN moments USING ({columns.USER_ID}) WHERE {KNOWN} < moment"""
+        )
 
     def _rows(self, query: str, *values: object) -> list[Any]:
         return self._db.execute(query, list(values)).fetchall()
 
-    def _scenarios(self, time: datetime) -> tuple[ScenarioFacts, ...]:
-        known = self._rows(
+    def _described(self, time: datetime) -> list[Any]:
+        return self._rows(
             f"""SELECT {columns.SCENARIO_ID}, {columns.NAME}, {columns.TEXT} FROM scenarios
             WHERE greatest({columns.EVENT_TIMESTAMP}, {columns.CREATED_TIMESTAMP}) < ?""",
             time,
         )
+
+    def _scenarios(self, time: datetime) -> tuple[ScenarioFacts, ...]:
         counts = {scenario: numbers for scenario, *numbers in self._rows(_COUNTS.format(key=columns.SCENARIO_ID))}
         clicks: dict[str, dict[str, int]] = {}
         for scenario, category, number in self._rows(_CATEGORY_CLICKS):
@@ -169,7 +203,7 @@ class History:
         everywhere = set(_most(total, self._config.kinds))
         recent = self._recent(columns.SCENARIO_ID, 10 * self._config.clicks)
         described = []
-        for scenario, name, text in known:
+        for scenario, name, text in self._described(time):
             mine = clicks.get(scenario, {})
             kinds = _most(mine, self._config.kinds)
             more = {c: _share(mine, c) - _share(total, c) for c in total}
@@ -192,9 +226,8 @@ class History:
             )
         return tuple(described)
 
-    def _users(self, time: datetime) -> tuple[UserFacts, ...]:
-        known = f"greatest({columns.EVENT_TIMESTAMP}, {columns.CREATED_TIMESTAMP}) < ?"
-        profiles = dict(self._rows(f"SELECT {columns.USER_ID}, {columns.TEXT} FROM users WHERE {known}", time))
+    def _users(self) -> tuple[UserFacts, ...]:
+        profiles = dict(self._rows(_PROFILES))
         places: dict[tuple[str, bool], dict[str, list[Place]]] = {}
         for user, scenario, clicked, *place in self._rows(_PLACES, self._config.liked, self._config.left):
             of_user = places.setdefault((user, bool(clicked)), {})
@@ -239,6 +272,18 @@ _EVENTS = f"""
            greatest(i.{columns.EVENT_TIMESTAMP}, i.{columns.OUTCOME_TIMESTAMP},
                     p.{columns.EVENT_TIMESTAMP}, p.{columns.CREATED_TIMESTAMP}) AS {KNOWN}
     FROM read_parquet(?) i JOIN read_parquet(?) p USING ({columns.POI_ID})"""
+
+_LEAVE_OUT = f"""
+    DELETE FROM events USING read_parquet(?) AS borders
+    WHERE events.{columns.USER_ID} = borders.{columns.USER_ID} AND shown_at >= borders.test"""
+
+_AFTER = f"""
+    SELECT {columns.USER_ID}, date_trunc('second', {KNOWN}) + INTERVAL 1 SECOND AS moment FROM events
+    QUALIFY row_number() OVER (PARTITION BY {columns.USER_ID} ORDER BY {KNOWN}, {columns.ROW_ID}) = ?"""
+
+_PROFILES = f"""
+    SELECT {columns.USER_ID}, {columns.TEXT} FROM users JOIN moments USING ({columns.USER_ID})
+    WHERE greatest({columns.EVENT_TIMESTAMP}, {columns.CREATED_TIMESTAMP}) < moment"""
 
 _COUNTS = f"""
     SELECT {{key}}, count(DISTINCT {columns.REQUEST_ID}), count(*), sum({columns.CLICK})::BIGINT

@@ -96,17 +96,26 @@ def read_questions(
     Raises:
         TextError: there are no source tables, or the log is too short for a snapshot.
     """
-    found: dict[Level, dict[tuple[str, int], Question]] = {level: {} for level in LEVELS}
+    asked: dict[Level, list[Question]] = {level: [] for level in LEVELS}
     with History(workspace, config) as history:
         times = history.times()
         for number, time in enumerate(times):
             progress("facts of each snapshot", number, len(times))
             facts = history.as_of(time)
             for level in LEVELS:
-                for question in wording.questions(facts, level):
-                    available_us = max(question.time_us, model_us)
-                    found[level][question.key, available_us] = question._replace(time_us=available_us)
-    return {level: sorted(of.values(), key=lambda q: (q.time_us, q.key)) for level, of in found.items()}
+                asked[level] += wording.questions(facts, level)
+        for facts in history.own():
+            asked["user"] += wording.questions(facts, "user")
+    return {level: _available(questions, model_us) for level, questions in asked.items()}
+
+
+def _available(questions: Sequence[Question], model_us: int) -> list[Question]:
+    """One for each key and time from which an answer is there, oldest first."""
+    newest: dict[tuple[str, int], Question] = {}
+    for question in sorted(questions, key=lambda q: (q.time_us, q.key)):
+        available_us = max(question.time_us, model_us)
+        newest[question.key, available_us] = question._replace(time_us=available_us)
+    return sorted(newest.values(), key=lambda q: (q.time_us, q.key))
 
 
 def _microseconds(time: datetime) -> int:

@@ -12,7 +12,7 @@ PLATFORMS: Mapping[str, str] = {
     "city": "A city guide for places to eat and drink",
     "foursquare": "An app in which people check in where they eat and drink",
     "kuairand": "An app of short videos",
-    "movielens": "A website that recommends films",
+    "movielens-1m": "A website that recommends films",
 }
 ANY_PLATFORM = "An app that recommends things to people"
 NOTHING = "nothing yet"

@@ -74,6 +74,18 @@ def test_wheel_and_folder_are_the_same(folder: Path, tmp_path: Path) -> None:
     assert load(wheel).tables == load(folder).tables
 
 
+def test_a_cut_of_each_user_and_some_users_only(folder: Path, tmp_path: Path) -> None:
+    config = movielens.MovieLensConfig(source=folder, user_fractions=(0.7, 0.1, 0.2), users=2)
+    dataset = movielens.load(config)
+    dataset.write(tmp_path / "sources")
+    kept = frame(dataset, "users")["user_id"].to_list()
+    rows = frame(load(folder), "impressions").filter(pl.col("user_id").is_in(kept))
+    assert len(kept) == 2 and frame(dataset, "impressions")["request_id"].to_list() == rows["request_id"].to_list()
+    borders = pl.read_parquet(tmp_path / "sources" / "borders.parquet")
+    assert borders.columns == ["user_id", "valid", "test"] and set(borders["user_id"]) == set(kept)
+    assert movielens.load(config).tables == dataset.tables, "the draw is the same every time"
+
+
 @pytest.mark.parametrize("absent", TINY)
 def test_absent_file_names_the_download(folder: Path, absent: str) -> None:
     (folder / "ml-1m" / absent).unlink()

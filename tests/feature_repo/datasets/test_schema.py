@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -185,3 +185,23 @@ def test_bounds_touch_without_gap_or_overlap() -> None:
         (DAYS[2], DAYS[3]),
         (DAYS[3], DAYS[4]),
     ]
+
+
+def test_borders_are_of_every_user_and_in_order(tmp_path: Path) -> None:
+    def borders(users: list[str], valid: datetime) -> pa.Table:
+        count = len(users)
+        return pa.table({"user_id": users, "valid": [valid] * count, "test": [DAYS[1]] * count})
+
+    made = {name: pa.table(table) for name, table in tables().items()}
+    good = {**made, "borders": borders(["u", "v"], DAYS[1])}
+    cut = replace(schema(), split=replace(SPLIT, valid=SPLIT.end, test=SPLIT.end))
+    Dataset(schema=cut, tables=good).write(tmp_path / "good")
+    with pytest.raises(DataError, match=r"user_id, row 1: 'v' is not in borders"):
+        Dataset(schema=cut, tables={**made, "borders": borders(["u"], DAYS[1])}).write(tmp_path / "bad")
+    with pytest.raises(DataError, match=r"borders\.valid, row 0: .* lies after the test border"):
+        Dataset(schema=cut, tables={**made, "borders": borders(["u", "v"], DAYS[2])}).write(tmp_path / "bad")
+    with pytest.raises(DataError, match=r"tables \['borders'\] are missing"):
+        Dataset(schema=cut, tables=made).write(tmp_path / "bad")
+    with pytest.raises(DataError, match="is split at its end by time"):
+        Dataset(schema=schema(), tables=good).write(tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_repo import columns
 from feature_repo.datasets import splits
 from feature_repo.datasets.frames import MICROSECONDS
 from feature_repo.datasets.schema import PARTS, DataError, Split
@@ -79,7 +80,41 @@ def test_months_by_hand_follow_the_local_clock() -> None:
     )
 
 
+def log(rows: list[tuple[str, int]]) -> pl.DataFrame:
+    """Rows (user, seconds)."""
+    return pl.DataFrame(
+        {columns.USER_ID: [user for user, _ in rows], columns.EVENT_TIMESTAMP: series([s for _, s in rows])}
+    )
+
+
+def test_users_are_cut_at_their_own_times_by_hand() -> None:
+    """One user rates ten films in ten seconds of January; another ten later, five of them in one second."""
+    rows = [("early", second) for second in range(10)]
+    rows += [("late", 1000 + second) for second in (0, 1, 2, 3, 4, 9, 9, 9, 9, 9)]
+    split, borders = splits.by_user(log(rows[::-1]), (0.7, 0.1, 0.2))
+    moments = {name: START + timedelta(seconds=at) for name, at in (("e7", 7), ("e8", 8), ("l", 1009))}
+    assert borders.rows() == [("early", moments["e7"], moments["e8"]), ("late", moments["l"], moments["l"])]
+    end = START + timedelta(seconds=1009) + splits.TICK
+    assert split == Split(train=START, valid=end, test=end, end=end)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 20)), min_size=1, max_size=60))
+def test_no_row_of_a_user_is_tested_before_one_that_is_trained_on(rows: list[tuple[str, int]]) -> None:
+    _, borders = splits.by_user(log(rows), (0.7, 0.1, 0.2))
+    of_user = {user: (valid, test) for user, valid, test in borders.rows()}
+    assert set(of_user) == {user for user, _ in rows}
+    for user, (valid, test) in of_user.items():
+        times = [START + timedelta(seconds=s) for u, s in rows if u == user]
+        assert valid <= test
+        # The border is the time of the first row of the last fifth: it holds that much, and more only by ties.
+        assert sum(t >= test for t in times) >= 0.2 * len(times) > sum(t > test for t in times)
+
+
 def test_refusals() -> None:
+    with pytest.raises(DataError, match="need 3 positive shares"):
+        splits.by_user(log([("a", 1)]), (0.7, 0.3, 0.0))
+    with pytest.raises(DataError, match="no rows"):
+        splits.by_user(log([]), (0.7, 0.1, 0.2))
     with pytest.raises(DataError, match="sum 1"):
         splits.by_fractions(series([1]), (0.5, 0.5, 0.1, 0.1))
     with pytest.raises(DataError, match="no rows"):
