@@ -214,6 +214,26 @@ def train(
 
 
 @app.command()
+def prove(
+    model: Annotated[str, typer.Option(help="A bundle of the workspace.")] = "larr",
+    impressions: Annotated[int, typer.Option(help="At least so many, of the log's test part.")] = 1000,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Replay logged impressions online and pull them offline: is every value the same, bit by bit? Exit status 1 where
+    one is not. The certificate goes into the bundle; `serve` wants a valid one."""
+    from feature_repo.store import open_store
+    from serving import screen, stages
+
+    with explained(), screen.stage(f"prove {model}") as report:
+        target = workspace_of(workspace)
+        certificate = stages.prove(target, open_store(target), model, impressions, report)
+    screen.console.print(screen.certificate_line(certificate))
+    if certificate.differences:
+        screen.console.print(screen.differences_table(certificate))
+    raise typer.Exit(0 if certificate.valid else 1)
+
+
+@app.command()
 def index(
     seed: Annotated[int, typer.Option(help="Of the towers' weights.")] = 0, workspace: WorkspaceOption = None
 ) -> None:
@@ -238,6 +258,9 @@ def serve(
     token_file: Annotated[Path | None, typer.Option(help="Callers must send this file's token.")] = None,
     workers: Annotated[int, typer.Option(help="Requests answered at the same time.")] = 4,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus metrics on 127.0.0.1.")] = None,
+    unproven: Annotated[
+        bool, typer.Option("--unproven", help="Take a bundle without a valid certificate; every answer says so.")
+    ] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Answer Rank and Recommend over gRPC until SIGTERM."""
@@ -264,6 +287,7 @@ def serve(
             target.bundles / model,
             found,
             options,
+            unproven=unproven,
             started=lambda running: typer.echo(f"serving {model} on {host}:{running.port}"),
         )
 

@@ -26,6 +26,7 @@ from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
 from serving import screen, stages
 from serving.client import Access, Asker, Recommender, Wish
+from serving.prove import IMPRESSIONS
 
 START_SECONDS = 60.0
 
@@ -62,6 +63,12 @@ def build(workspace: Workspace, job: Job) -> None:
         with screen.stage(f"train {model}") as report:
             options = stages.TrainOptions(model=model, size=job.recipe_size, seed=job.seed)
             stages.train(workspace, store, pulled, options, report)
+    for model in job.models:
+        with screen.stage(f"prove that {model} reads the same online as in training") as report:
+            certificate = stages.prove(workspace, store, model, IMPRESSIONS, report)
+        if not certificate.valid:
+            screen.console.print(screen.differences_table(certificate))
+            raise ValueError(f"{model} would read other values online than in training: see above")
     with screen.stage("train the towers and build the index") as report:
         stages.index(workspace, pulled, job.seed, report)
 

@@ -8,6 +8,7 @@ Where every value of every column agrees the bundle gets a certificate, which a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns
 from feature_repo.datasets.schema import TIME, Schema
-from feature_repo.workspace import Workspace
+from feature_repo.workspace import REPOSITORY, Workspace
 from serving.features import FeatureReader, Reading
 from serving.online import ServiceMismatch, ValueStatus
 from serving.replay import Replay, empty_store
@@ -36,6 +37,14 @@ from trainers.plain import PlainDataError, from_plain, to_plain
 
 IMPRESSIONS = 1000
 AFTER_DAYS = 40  # how long after the log's end the latest requests are asked
+# Beside the definitions and stores of `feature_repo`, what values pass through.
+PATHS = (
+    "serving/features.py",
+    "serving/online.py",
+    "serving/request.py",
+    "trainers/knowledge.py",
+    "trainers/training_set.py",
+)
 STRANGER = "nobody whom anybody knows"
 Progress = Callable[[int, int], None]
 
@@ -89,12 +98,23 @@ class Certificate:
         return path
 
 
+def code() -> str:
+    """A hash of the sources of both paths: what one version proved says nothing of another."""
+    root = REPOSITORY.parent
+    files = [*(root / "feature_repo").glob("*.py"), *(root / "feature_repo/stores").glob("*.py")]
+    files += [root / name for name in PATHS]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(root)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 class Unproven(ServiceMismatch):
     """A bundle has no certificate that holds for it. The message says what to do."""
 
 
-def check(folder: Path, bundle: Bundle, code: str) -> None:
-    """Raises Unproven unless the folder's certificate is of this bundle and this code, and says that all agrees."""
+def check(folder: Path, bundle: Bundle) -> Certificate:
+    """The folder's certificate. Raises Unproven unless it is of this bundle and this code, and says that all agrees."""
     remedy = "run `scenerank prove`, or serve with --unproven"
     path = folder / CERTIFICATE
     if not path.is_file():
@@ -105,11 +125,12 @@ def check(folder: Path, bundle: Bundle, code: str) -> None:
         raise Unproven(f"{path}: damaged: {error}; {remedy}") from error
     if found.bundle != bundle.manifest.version:
         raise Unproven(f"{path} is of bundle {found.bundle}, not {bundle.manifest.version}: {remedy}")
-    if found.code != code:
-        raise Unproven(f"{path} was made by other code ({found.code}, this is {code}): {remedy}")
+    if found.code != (now := code()):
+        raise Unproven(f"{path} was made by other code ({found.code}, this is {now}): {remedy}")
     if not found.valid:
         names = ", ".join(d.column for d in found.differences) or "nothing compared"
         raise Unproven(f"{path} says that online and offline values differ ({names}): {remedy}")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +156,6 @@ def prove(
     workspace: Workspace,
     store: Any,
     bundle: Bundle,
-    code: str,
     impressions: int = IMPRESSIONS,
     progress: Progress = lambda done, total: None,
 ) -> Certificate:
@@ -143,7 +163,6 @@ def prove(
 
     Args:
         store: the workspace's, for the pull; its online values are neither read nor changed.
-        code: what the certificate says about the sources, see `check`.
     """
     asked = questions(workspace, impressions)
     with tempfile.TemporaryDirectory(prefix="prove-") as name:
@@ -160,7 +179,7 @@ def prove(
     return Certificate(
         bundle=bundle.manifest.version,
         service=bundle.manifest.service,
-        code=code,
+        code=code(),
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         impressions=len(online),
         requests=len(asked),
@@ -174,10 +193,9 @@ def prove(
 def questions(workspace: Workspace, impressions: int, seed: int = 0) -> list[Question]:
     """Requests of the test part, drawn at random, in the order of their moments."""
     schema = Schema.load(workspace.schema)
-    start, end = schema.split.bounds("test")
+    start = schema.split.train if schema.split.by_user else schema.split.test
     when = pc.field(columns.EVENT_TIMESTAMP)
-    after = when >= pa.scalar(start, TIME)
-    log = pq.read_table(workspace.source("impressions"), filters=after & (when < pa.scalar(end, TIME)))
+    log = pq.read_table(workspace.source("impressions"), filters=when >= pa.scalar(start, TIME))
     log = log.sort_by([(columns.REQUEST_ID, "ascending"), (columns.ROW_ID, "ascending")])
     ids, sizes = np.unique(log[columns.REQUEST_ID].to_numpy(zero_copy_only=False), return_counts=True)
     starts = np.cumsum(sizes) - sizes
@@ -252,6 +270,8 @@ def statuses(readings: Sequence[Reading]) -> dict[str, int]:
 def differences(online: pa.Table, offline: pa.Table, features: Sequence[str]) -> Iterator[Difference]:
     """Every column of the online side that is not, bit by bit, the offline one.
 
+    What the reader knows of a request and no ranker of this service reads is in no pull, and is not compared.
+
     Args:
         features: of the service, `view:feature`.
     """
@@ -259,6 +279,8 @@ def differences(online: pa.Table, offline: pa.Table, features: Sequence[str]) ->
     for name in online.column_names:
         view = views.get(name, "")
         if name not in offline.column_names:
+            if not {name, name.removesuffix("_row")} & views.keys():
+                continue
             yield Difference(column=name, view=view, rows=len(online), example="the pull has no such column")
             continue
         ours, theirs = (table[name].combine_chunks() for table in (online, offline))

@@ -123,6 +123,27 @@ def tastes_line(tastes: Any) -> str:
     )
 
 
+def certificate_line(certificate: Any) -> str:
+    """What was compared and what came of it; `certificate` is a `Certificate`."""
+    cases = ", ".join(f"{count} {case}" for case, count in certificate.cases.items())
+    values = ", ".join(f"{count:,} {status}" for status, count in certificate.values.items())
+    verdict = "[green]all agree[/]" if certificate.valid else "[red]they differ[/]"
+    return (
+        f"{certificate.impressions:,} impressions of {certificate.requests} requests ({cases}), {certificate.columns} "
+        f"columns, stored values {values}: {verdict}"
+    )
+
+
+def differences_table(certificate: Any) -> Table:
+    """The columns that do not agree online and offline."""
+    table = Table(title="online is not offline", title_justify="left")
+    for name in ("column", "view", "rows", "the first"):
+        table.add_column(name, justify="right" if name == "rows" else "left")
+    for found in certificate.differences:
+        table.add_row(found.column, found.view or "(the request)", f"{found.rows:,}", escape(found.example))
+    return table
+
+
 def ranking_table(ranking: Any, title: str) -> Table:
     """An answer of the server as a table; `ranking` is `recommender_pb2.Ranking` with details."""
     table = Table(title=title, title_justify="left", min_width=len(title))

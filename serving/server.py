@@ -69,14 +69,13 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
     def __init__(self, pipeline: Pipeline, metrics: Metrics) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
+        self._model = wire.model_info(pipeline.bundle.manifest, pipeline.proven)
 
     def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
         def answer() -> pb.RankResponse:
             ranking = self._pipeline.rank(wire.rank_request(request))
             self._metrics.read(ranking.views)
-            return pb.RankResponse(
-                ranking=wire.ranking(ranking, self._pipeline, request.include_details)
-            )
+            return pb.RankResponse(ranking=wire.ranking(ranking, self._model, request.include_details))
 
         return _guarded(answer, context)
 
@@ -85,7 +84,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
             ranking = self._pipeline.recommend(wire.recommend_request(request))
             self._metrics.read(ranking.views)
             return pb.RecommendResponse(
-                ranking=wire.ranking(ranking, self._pipeline, request.include_details),
+                ranking=wire.ranking(ranking, self._model, request.include_details),
                 index_version=self._pipeline.index_version,
             )
 
@@ -175,7 +174,7 @@ def open_pipeline(workspace: Workspace, bundle: Path, index: Path | None, *, unp
 
 def _is_proven(folder: Path, bundle: bundles.Bundle, unproven: bool) -> bool:
     try:
-        prove.check(folder, bundle, prove.code())
+        prove.check(folder, bundle)
     except prove.Unproven as error:
         if not unproven:
             raise

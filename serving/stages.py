@@ -11,7 +11,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -292,6 +292,28 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
     trained.bundle.save(folder)
     stamp.set()
     return folder
+
+
+def prove(workspace: Workspace, store: Any, name: str, impressions: int, report: Report) -> Any:
+    """Compare a bundle's online and offline values, and write what came out into its folder. Returns the certificate.
+
+    A certificate that still holds is not made again.
+    """
+    from serving import prove as proofs
+    from trainers import bundle as bundles
+
+    folder = workspace.bundles / name
+    bundle = bundles.load(folder)
+    with suppress(proofs.Unproven):
+        found = proofs.check(folder, bundle)
+        if found.impressions >= impressions:
+            return found
+    with quiet():
+        made = proofs.prove(
+            workspace, store, bundle, impressions, lambda done, total: report(f"prove {name}: requests", done, total)
+        )
+    made.save(folder)
+    return made
 
 
 def recipe_of(options: TrainOptions) -> Any:

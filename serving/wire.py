@@ -54,7 +54,11 @@ def recommend_request(message: pb.RecommendRequest) -> RecommendRequest:
     )
 
 
-def ranking(answer: Ranking, manifest: Manifest, include_details: bool) -> pb.Ranking:
+def model_info(manifest: Manifest, proven: bool) -> pb.ModelInfo:
+    return pb.ModelInfo(name=manifest.model, version=manifest.version, service=manifest.service, proven=proven)
+
+
+def ranking(answer: Ranking, model: pb.ModelInfo, include_details: bool) -> pb.Ranking:
     message = pb.Ranking(
         poi_ids=answer.poi_ids,
         scores=answer.scores,
@@ -73,7 +77,7 @@ def ranking(answer: Ranking, manifest: Manifest, include_details: bool) -> pb.Ra
             missing=sum(view.missing for view in answer.views),
             stale=sum(view.stale for view in answer.views),
         ),
-        model=pb.ModelInfo(name=manifest.model, version=manifest.version, service=manifest.service),
+        model=model,
         attribution_token=answer.token,
         time=_timestamp(answer.time_us),
     )

@@ -34,7 +34,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 @pytest.fixture(scope="session")
 def pipeline(workspace: Workspace) -> Pipeline:
     torch.set_num_threads(1)
-    return open_pipeline(workspace, workspace.bundles / "larr", workspace.index)
+    return open_pipeline(workspace, workspace.bundles / "larr", workspace.index, unproven=True)
 
 
 @pytest.fixture(scope="session")

@@ -131,7 +131,7 @@ def test_a_fault_shows_an_id_and_keeps_the_rest_in_the_log(workspace, asker, tmp
     text = broken.feature_store_yaml.read_text().replace(str(workspace.root), str(broken.root))
     broken.feature_store_yaml.write_text(text)
     (broken.root / "online.db").write_bytes(b"")
-    server = create_server(open_pipeline(broken, broken.bundles / "ple", None), ServerOptions())
+    server = create_server(open_pipeline(broken, broken.bundles / "ple", None, unproven=True), ServerOptions())
     with caplog.at_level(logging.ERROR), Recommender(f"127.0.0.1:{server.port}") as client:
         with pytest.raises(grpc.RpcError) as caught:
             client.rank(asker, ["secret-poi"])
