@@ -25,13 +25,18 @@ from benchmarks.experiments import (
     larr_scene_features,
     larr_stages,
     msr_city,
+    msr_cold_scenario,
+    msr_controls,
+    msr_negative_transfer,
     msr_scenario_wise,
+    msr_similarity,
 )
 from benchmarks.experiments.run import arguments, main
 
 CORE = (larr_main, larr_aggregation, larr_alignment, larr_stages, larr_no_semantics)
 OTHERS = (larr_cold_start, larr_new_words, larr_pairs, larr_language_model, larr_scene_features, larr_growth)
-SETS = {"core": CORE, "all": (*CORE, *OTHERS), "logs": (larr_kuairand,), "msr": (msr_city,)}
+MSR = (msr_city, msr_controls, msr_similarity, msr_cold_scenario, msr_negative_transfer)
+SETS = {"core": CORE, "all": (*CORE, *OTHERS), "logs": (larr_kuairand,), "msr": MSR}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in SETS:
