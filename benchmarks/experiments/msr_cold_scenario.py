@@ -5,8 +5,8 @@ says nothing of the new scenario before its end (`NewScenarioCity`), so neither 
 given back are rows to learn from. What a prompt says of any scenario is its paragraph.
 
 An unknown scenario has parts of a ranker to itself (a tower, in PLE experts and a gate), which no row of a known
-scenario reaches. Left as they were drawn they rank by chance, so a tenth of the training rows hides its scenario; one
-arm shows what happens without.
+scenario reaches. Left as they were drawn they cannot rank, so a tenth of the training rows hides its scenario, that is
+its id and its statistics, and keeps its knowledge; one arm shows what happens without.
 """
 
 from __future__ import annotations

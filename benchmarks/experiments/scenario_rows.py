@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo import columns
+from trainers.encoding import kept_statistics
 
 
 class Parts(NamedTuple):
@@ -37,8 +38,9 @@ class NewScenario:
 
     Args:
         given: impressions of its training rows, of requests drawn by the seed; fewer are among more.
-        unknown: share of the other training rows whose scenario is hidden. What a ranker has for unknown scenarios (a
-            tower, experts, a gate) learns from these rows; with 0 it stays as it was drawn.
+        unknown: share of the other training rows whose scenario is hidden, its statistics too, as if it were new. What
+            a ranker has for unknown scenarios (a tower, experts, a gate) learns from these rows; with 0 it stays as it
+            was drawn.
     """
 
     scenario: str
@@ -53,10 +55,7 @@ class NewScenario:
         chosen = others.to_numpy(zero_copy_only=False).copy()
         chosen[_first(parts.train, its, self.given, rng)] = True
         hidden = (rng.random(len(chosen)) < self.unknown) & others.to_numpy(zero_copy_only=False)
-        at = parts.train.column_names.index(columns.SCENARIO_ID)
-        named = parts.train[columns.SCENARIO_ID].combine_chunks()
-        named = pc.if_else(pa.array(hidden), pa.scalar(None, named.type), named)
-        train = parts.train.set_column(at, columns.SCENARIO_ID, named).filter(pa.array(chosen))
+        train = _hide(parts.train, pa.array(hidden)).filter(pa.array(chosen))
         valid = parts.valid.filter(pc.invert(_of(parts.valid, self.scenario)))
         return Parts(train, valid, parts.test.filter(_of(parts.test, self.scenario)))
 
@@ -66,6 +65,17 @@ Rows = OneScenario | NewScenario
 
 def _of(part: pa.Table, scenario: str) -> pa.Array:
     return pc.equal(part[columns.SCENARIO_ID].cast(pa.string()), scenario).combine_chunks()
+
+
+def _hide(part: pa.Table, hidden: pa.Array) -> pa.Table:
+    """The same rows, of which some do not say in which scenario they are, nor how much went on there."""
+    days = [days for owner, days in kept_statistics(part.column_names, columns.COUNTS) if owner == "scenario"]
+    counts = [columns.statistic("scenario", count, of) for of in days for count in columns.COUNTS]
+    for name in (columns.SCENARIO_ID, *(n for n in counts if n in part.column_names)):
+        values = part[name].combine_chunks()
+        told = pc.if_else(hidden, pa.scalar(None, values.type), values)
+        part = part.set_column(part.column_names.index(name), name, told)
+    return part
 
 
 def _first(part: pa.Table, its: pa.Array, count: int, rng: np.random.Generator) -> np.ndarray:
