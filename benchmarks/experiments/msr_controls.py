@@ -30,7 +30,7 @@ def experiment(scale: Scale) -> Experiment:
 
     arms: dict[str, Callable[[int], Cell]] = {}
     comparisons = []
-    for name in CONTROLLED:
+    for name in CONTROLLED[:1] if scale.quick else CONTROLLED:
         backbone = BACKBONES[name]
         clean, means, leaky = (f"{name} + {what}" for what in ("LLM4MSR", "means of POIs", "leaky prompts"))
         arms[name] = partial(alone, backbone)

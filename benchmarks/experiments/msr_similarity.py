@@ -52,7 +52,7 @@ def experiment(scale: Scale) -> Experiment:
     arms: dict[str, Callable[[int], Cell]] = {}
     comparisons = []
     for alike in ALIKE:
-        for name in CONTROLLED:
+        for name in CONTROLLED[:1] if scale.quick else CONTROLLED:
             alone, knowing = f"{name}, {alike}", f"{name} + LLM4MSR, {alike}"
             arms[alone] = partial(cell, BACKBONES[name], False, alike)
             arms[knowing] = partial(cell, BACKBONES[name], True, alike)
