@@ -3,8 +3,8 @@
 python -m benchmarks.experiments core     main, aggregation, alignment, stages, no semantics: 5 seeds
 python -m benchmarks.experiments all      these and the others
 python -m benchmarks.experiments logs     KuaiRand and Foursquare, of which `SCENERANK_DATA` says where they are
-python -m benchmarks.experiments msr      LLM4MSR and all backbones: on the city, with controls and with scenarios that are
-                                          alike, new or alone; and under a published protocol
+python -m benchmarks.experiments msr      LLM4MSR and all backbones: on the city, controls, scenarios that are alike,
+                                          new or alone; and under a published protocol
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class PoiClicks(PromptChoice):
 
 @dataclass(frozen=True, kw_only=True)
 class Leaky(PromptChoice):
-    """Every snapshot of a user says what the whole log says of this user: a leak."""
+    """Every snapshot says of every user what the whole log says, of those who come later too: a leak."""
 
     kind: Literal["leaky"] = "leaky"
 

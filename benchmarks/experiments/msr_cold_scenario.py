@@ -1,8 +1,9 @@
 """A new scenario, of which one paragraph is known: ranked without a row of it, with 100 impressions, and with 1,000.
 
-Each number is over runs: a run holds out one scenario of `NEW` in the city of one seed, and tests in it alone. The log
-says nothing of the new scenario before its end (`NewScenarioCity`), so neither statistics nor prompts count it; what is
-given back are rows to learn from. What a prompt says of any scenario is its paragraph.
+Each number is over runs, which stand in the place of seeds: run r holds out the scenario r % 3 of `NEW` in the city of
+seed r // 3, and tests in it alone. The log says nothing of the new scenario before its end (`NewScenarioCity`), so
+neither statistics nor prompts count it; what is given back are rows to learn from. What a prompt says of any scenario
+is its paragraph, and users are known by the mean over their POIs' vectors.
 
 An unknown scenario has parts of a ranker to itself (a tower, in PLE experts and a gate), which no row of a known
 scenario reaches. Left as they were drawn they cannot rank, so a tenth of the training rows hides its scenario, that is
