@@ -36,7 +36,8 @@ def experiment(scale: Scale) -> Experiment:
     arms |= {_alone(scenario): partial(alone, scenario) for scenario in SCENARIOS}
     return Experiment(
         name="msr_negative_transfer",
-        question="Does training on all scenarios together help each of them, and which ones lose?",
+        question="Does training on all scenarios together help each of them, and which ones lose? "
+        "What is trained alone is tested in its own scenario, so only slices compare it with the others.",
         arms=arms,
         seeds=scale.core_seeds[:1] if scale.quick else scale.core_seeds,
         comparisons=tuple(
