@@ -6,8 +6,8 @@ neither statistics nor prompts count it; what is given back are rows to learn fr
 is its paragraph, and users are known by the mean over their POIs' vectors.
 
 An unknown scenario has parts of a ranker to itself (a tower, in PLE experts and a gate), which no row of a known
-scenario reaches. Left as they were drawn they cannot rank, so a tenth of the training rows hides its scenario, that is
-its id and its statistics, and keeps its knowledge; one arm shows what happens without.
+scenario reaches: they stay what the parts of all scenarios began as. So a tenth of the training rows hides its
+scenario, that is its id and its statistics, and keeps its knowledge; one arm shows what happens without.
 """
 
 from __future__ import annotations

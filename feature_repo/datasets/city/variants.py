@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def tables(variant: Variant) -> World:
 
 def _spread(made: World, by: float) -> World:
     """Every scenario's numbers and theme, `by` times as far from the mean over scenarios."""
-    moved: dict[str, dict[str, float]] = {name: {} for name in made.scenarios}
+    moved: dict[str, dict[str, Any]] = {name: {} for name in made.scenarios}
     for term in (*ADDED, *FACTORS):
         numbers = np.array([getattr(rules, term) for rules in made.scenarios.values()])
         scale = np.log(numbers) if term in FACTORS else numbers
