@@ -3,7 +3,7 @@
 Each number is over runs, which stand in the place of seeds: run r holds out the scenario r % 3 of `NEW` in the city of
 seed r // 3, and tests in it alone. The log says nothing of the new scenario before its end (`NewScenarioCity`), so
 neither statistics nor prompts count it; what is given back are rows to learn from. What a prompt says of any scenario
-is its paragraph, and users are known by the mean over their POIs' vectors.
+is its paragraph. Of LLM4MSR this is the scenario level alone: what is known of users says nothing of a new scenario.
 
 An unknown scenario has parts of a ranker to itself (a tower, in PLE experts and a gate), which no row of a known
 scenario reaches: they stay what the parts of all scenarios began as. So a tenth of the training rows hides its
@@ -19,7 +19,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks.experiments.asked import PoiClicks
+from benchmarks.experiments.asked import PromptChoice
 from benchmarks.experiments.backbones import BACKBONES
 from benchmarks.experiments.cells import Cell
 from benchmarks.experiments.city import AskedCity, Scale
@@ -29,7 +29,6 @@ from benchmarks.experiments.popularity import Popularity
 from benchmarks.experiments.run import main
 from benchmarks.experiments.scenario_rows import NewScenario
 from benchmarks.experiments.slices import ALL
-from benchmarks.experiments.vectors import PoiMeans
 from feature_repo import columns
 from feature_repo.datasets import city
 from feature_repo.datasets.choose import Choice
@@ -66,9 +65,9 @@ def unknown_until_the_end(dataset: Dataset, scenario: str) -> Dataset:
 def experiment(scale: Scale) -> Experiment:
     def cell(backbone: BackboneConfig, knows: bool, rows: Callable[[str], NewScenario], run: int) -> Cell:
         new, seed = NEW[run % len(NEW)], run // len(NEW)
-        world = NewScenarioCity(config=scale.world(seed).config, prompts=PoiClicks(scenario="brief"), new=new)
-        knowledge = scale.knowledge if knows else None
-        return scale.asked_cell(world, backbone, knowledge, prompts=PoiMeans(), rows=rows(new))
+        world = NewScenarioCity(config=scale.world(seed).config, prompts=PromptChoice(scenario="brief"), new=new)
+        knowledge = replace(scale.knowledge, user=None) if knows else None
+        return scale.asked_cell(world, backbone, knowledge, rows=rows(new))
 
     def popular(run: int) -> Cell:
         return replace(cell(BACKBONES["SharedBottom"], False, partial(_given, 0), run), recipe=Popularity())
@@ -83,7 +82,7 @@ def experiment(scale: Scale) -> Experiment:
     comparisons = [Comparison(ours="SharedBottom, 0", reference=DRAWN)]
     for given in QUICK_GIVEN if scale.quick else GIVEN:
         for name in CONTROLLED[:1] if scale.quick else CONTROLLED:
-            alone, knowing = f"{name}, {given:,}", f"{name} + LLM4MSR, {given:,}"
+            alone, knowing = f"{name}, {given:,}", f"{name} + scenario level, {given:,}"
             arms[alone] = partial(cell, BACKBONES[name], False, partial(_given, given))
             arms[knowing] = partial(cell, BACKBONES[name], True, partial(_given, given))
             pairs = dict.fromkeys([(knowing, alone), (knowing, f"SharedBottom, {given:,}"), (knowing, "popularity")])

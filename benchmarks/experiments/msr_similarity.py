@@ -45,7 +45,7 @@ def experiment(scale: Scale) -> Experiment:
     def facts(places: Places) -> dict[str, dict[str, float]]:
         found = {}
         for alike in ALIKE:
-            of_seed = world(alike, scale.core_seeds[0])
+            of_seed = world(alike, scale.seeds[0])
             found[alike] = {**likeness(of_seed.config), "best attainable CTR AUC": attainable(of_seed, places)}
         return found
 
@@ -61,7 +61,7 @@ def experiment(scale: Scale) -> Experiment:
         name="msr_similarity",
         question="Does knowledge of scenarios help more where scenarios are alike, or where they differ?",
         arms=arms,
-        seeds=scale.core_seeds[:1] if scale.quick else scale.core_seeds,
+        seeds=scale.seeds,
         comparisons=tuple(comparisons),
         measures=("ctr_auc", "ctcvr_auc", "ctr_gauc", "ctr_log_loss", "ctcvr_log_loss"),
         slices=(ALL, *(f"scenario {name}" for name in SCENARIOS)),

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.experiments import msr_cold_scenario, msr_negative_transfer, msr_similarity, run, worlds
 from benchmarks.experiments.analysis import Difference
-from benchmarks.experiments.asked import PoiClicks
+from benchmarks.experiments.asked import PromptChoice
 from benchmarks.experiments.cells import Cell, Store
 from benchmarks.experiments.city import AskedCity, Scale
 from benchmarks.experiments.experiment import Comparison, Experiment
@@ -24,7 +24,7 @@ from trainers.models.backbones.shared_bottom import SharedBottom
 
 TINY = CityConfig(users=80, pois=40, days=21, requests_per_user_day=0.8, candidates=6)
 NEW = "search"
-WORLD = msr_cold_scenario.NewScenarioCity(config=TINY, prompts=PoiClicks(scenario="brief"), new=NEW)
+WORLD = msr_cold_scenario.NewScenarioCity(config=TINY, prompts=PromptChoice(scenario="brief"), new=NEW)
 
 
 def cell(rows, knows: bool, seed: int) -> Cell:
