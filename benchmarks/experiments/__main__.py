@@ -25,20 +25,25 @@ from benchmarks.experiments import (
     larr_scene_features,
     larr_stages,
     msr_city,
+    msr_cold_scenario,
+    msr_controls,
     msr_logs,
+    msr_negative_transfer,
     msr_prompts,
     msr_scale,
     msr_scenario_wise,
+    msr_similarity,
 )
 from benchmarks.experiments.run import arguments, main
 
 CORE = (larr_main, larr_aggregation, larr_alignment, larr_stages, larr_no_semantics)
 OTHERS = (larr_cold_start, larr_new_words, larr_pairs, larr_language_model, larr_scene_features, larr_growth)
+MSR = (msr_city, msr_controls, msr_similarity, msr_cold_scenario, msr_negative_transfer)
 SETS = {
     "core": [module.experiment for module in CORE],
     "all": [module.experiment for module in (*CORE, *OTHERS)],
     "logs": [larr_kuairand.experiment],
-    "msr": [msr_city.experiment, *msr_logs.EXPERIMENTS],
+    "msr": [*(module.experiment for module in MSR), *msr_logs.EXPERIMENTS],
 }
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.experiments.places import Places
+from benchmarks.experiments.popularity import Popularity
+from benchmarks.experiments.scenario_rows import Parts, Rows
 from benchmarks.experiments.vectors import Vectors
-from benchmarks.experiments.worlds import World, plain
+from benchmarks.experiments.worlds import Prepared, World, plain
 from trainers.bundle import spaces_of
 from trainers.plain import from_plain, to_plain
 from trainers.recipes import Recipe
@@ -40,21 +42,29 @@ class Cell:
     """One training run and its test.
 
     Args:
+        recipe: or a rule that learns nothing but counts.
         vectors: of every space that the recipe reads.
         seed: of the initial weights, the order of rows and dropout.
         slots: the scene features that the ranker sees, by name; None: all of the world.
+        rows: of the world's parts that count; None: all.
     """
 
     world: World
-    recipe: Recipe
+    recipe: Recipe | Popularity
     vectors: Vectors
     seed: int
     slots: tuple[str, ...] | None = None
+    rows: Rows | None = None
 
     @property
     def spaces(self) -> tuple[str, ...]:
         """The vector spaces that the recipe reads."""
-        return spaces_of(self.recipe.model)
+        return () if isinstance(self.recipe, Popularity) else spaces_of(self.recipe.model)
+
+    def parts(self, world: Prepared) -> Parts:
+        """The rows that the cell learns from, chooses by and is tested on, of its world."""
+        parts = Parts(world.train, world.valid, world.test)
+        return parts if self.rows is None else self.rows.of(parts, self.seed)
 
     def plain(self) -> dict[str, Any]:
         """All that the result depends on; vectors only where the recipe reads any."""
@@ -65,6 +75,7 @@ class Cell:
             "vectors": plain(self.vectors) if self.spaces else None,
             "seed": self.seed,
             "slots": to_plain(self.slots),
+            "rows": to_plain(self.rows),
         }
 
     @property
@@ -116,7 +127,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Probabilities of the test rows in the order of the world's test part, float32 (n,) each."""
+    """Probabilities of the cell's test rows in the order of the world's test part, float32 (n,) each."""
 
     click: np.ndarray
     order: np.ndarray

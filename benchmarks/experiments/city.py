@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from benchmarks.experiments.asked import PromptChoice
 from benchmarks.experiments.cells import Cell
+from benchmarks.experiments.scenario_rows import Rows
 from benchmarks.experiments.tuned import TunedModel
-from benchmarks.experiments.vectors import LanguageModel, RandomVectors, Vectors
-from benchmarks.experiments.worlds import PromptChoice
+from benchmarks.experiments.vectors import Knowing, LanguageModel, PromptStates, RandomVectors, Vectors
 from feature_repo.datasets import city
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.city import CityConfig, Variant
@@ -18,6 +19,8 @@ from trainers import recipes
 from trainers.knowledge import POI_SPACE, SCENE_SPACE
 from trainers.language.contrast import ContrastConfig
 from trainers.language.pretrain import PretrainConfig
+from trainers.models.backbones import BackboneConfig
+from trainers.models.llm4msr import KnowledgeUse
 from trainers.recipes import Recipe, Size
 
 DEVELOPMENT_SEED = 100
@@ -84,6 +87,13 @@ class Scale:
         return CityWorld(config=replace(config, seed=seed, variant=variant or Variant()))
 
     @property
+    def knowledge(self) -> KnowledgeUse.Config:
+        """The layers of LLM4MSR, at both levels."""
+        usual = recipes.llm4msr(self.size).model.knowledge
+        assert usual is not None
+        return usual
+
+    @property
     def pretrained(self) -> TunedModel:
         """The embedded model after stage 1."""
         return self._tuned("pretrained", self._pretrain(), LanguageModel())
@@ -113,6 +123,26 @@ class Scale:
     ) -> Cell:
         """A recipe in the city of a seed; the seed is also that of the initial weights."""
         return Cell(world=self.world(seed, variant), recipe=recipe, vectors=vectors or self.tuned, seed=seed)
+
+    def asked_cell(
+        self,
+        world: AskedCity,
+        backbone: BackboneConfig,
+        knowledge: KnowledgeUse.Config | None = None,
+        *,
+        prompts: Vectors | None = None,
+        rows: Rows | None = None,
+    ) -> Cell:
+        """A backbone, perhaps in LLM4MSR's layers, in a city that a model was asked about.
+
+        Args:
+            prompts: what prompts are to the ranker; by default the model's states.
+        """
+        recipe = recipes.on_backbone(recipes.ple(self.size), backbone)
+        fit = replace(recipe.fit, epochs=1) if self.quick else recipe.fit
+        recipe = replace(recipe, model=replace(recipe.model, knowledge=knowledge), fit=fit)
+        vectors = Knowing(texts=LanguageModel(), prompts=prompts or PromptStates())
+        return Cell(world=world, recipe=recipe, vectors=vectors, seed=world.seed, rows=rows)
 
     def ple(self, seed: int, variant: Variant | None = None) -> Cell:
         return self.cell(seed, recipes.ple(self.size), variant=variant)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import resource
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 
-from benchmarks.experiments import measures, worlds
+from benchmarks.experiments import measures, popularity, worlds
 from benchmarks.experiments.cells import Cell, Result, Scores
 from benchmarks.experiments.places import Places
+from benchmarks.experiments.popularity import Popularity
+from benchmarks.experiments.scenario_rows import Parts
 from benchmarks.experiments.slices import slices
 from benchmarks.experiments.worlds import Prepared
 from benchmarks.report import machine
@@ -24,9 +27,12 @@ from trainers.training_set import narrow
 def compute(cell: Cell, places: Places) -> tuple[Result, Scores]:
     """Train and test one cell on a prepared world. Deterministic but for what is measured in seconds."""
     world = worlds.load(cell.world, places)
+    parts = cell.parts(world)
+    if isinstance(cell.recipe, Popularity):
+        return _counted(cell.recipe, parts, world)
     matrices = {space: world.matrix(space, cell.vectors, places) for space in cell.spaces}
     features = world.note.features[service_of(cell.recipe)]
-    train, valid, test = (seen(part, world, cell, features) for part in (world.train, world.valid, world.test))
+    train, valid, test = (seen(part, world, cell, features) for part in parts)
     trained = rank.train(
         rank.Parts(train=train, valid=valid, test=test),
         world.schema,
@@ -38,11 +44,10 @@ def compute(cell: Cell, places: Places) -> tuple[Result, Scores]:
     ranker, history = trained.bundle.ranker, trained.history
     batch = Batch.from_arrow(test, trained.bundle.encoding)
     click, order = rank.probabilities(ranker, batch)
-    names = [f.name for f in features_of(world.schema)]
     asked = measures.request(batch)
     kept = history.epochs[history.best]
     result = Result(
-        metrics=measures.quality(click, order, rank.outcomes(test), slices(world.train, world.test, names)),
+        metrics=_quality(click, order, parts, world),
         validation=dict(kept.measures),
         alignment=kept.losses.get("alignment"),
         epochs=len(history.epochs),
@@ -58,6 +63,33 @@ def compute(cell: Cell, places: Places) -> tuple[Result, Scores]:
         machine=machine(),
     )
     return result, Scores(click=click, order=order)
+
+
+def _counted(rule: Popularity, parts: Parts, world: Prepared) -> tuple[Result, Scores]:
+    """A rule on the test part; it costs nothing that is worth measuring."""
+    click, order = popularity.scores(parts.train, parts.test, rule)
+    result = Result(
+        metrics=_quality(click, order, parts, world),
+        validation={},
+        alignment=None,
+        epochs=0,
+        kept=0,
+        train_seconds=0.0,
+        rows_per_second=0.0,
+        inference_ms=0.0,
+        inference_mflops=0.0,
+        parameters=0,
+        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        language_models={},
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+        machine=machine(),
+    )
+    return result, Scores(click=click, order=order)
+
+
+def _quality(click: np.ndarray, order: np.ndarray, parts: Parts, world: Prepared) -> dict[str, dict[str, float | None]]:
+    names = [f.name for f in features_of(world.schema)]
+    return measures.quality(click, order, rank.outcomes(parts.test), slices(parts.train, parts.test, names))
 
 
 def service_of(recipe: Recipe) -> str:

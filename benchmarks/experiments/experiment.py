@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from benchmarks.experiments import worlds
 from benchmarks.experiments.cells import Cell
@@ -14,6 +15,9 @@ from benchmarks.experiments.measures import MEASURES
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.slices import ALL
 from trainers.plain import to_plain
+
+if TYPE_CHECKING:
+    from benchmarks.experiments.analysis import Difference
 
 # Raise it by hand with any change of what tables say of the same cells.
 VERSION = 1
@@ -47,6 +51,7 @@ class Experiment:
         compared: measures whose differences are told.
         slices: rows of the table beside the whole test part.
         facts: measures what is not of a cell, once, when the table is written: what -> name and unit -> number.
+        conclude: what the differences amount to, in sentences that the table begins with.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Experiment:
     compared: tuple[str, ...] = AUCS
     slices: tuple[str, ...] = (ALL,)
     facts: Callable[[Places], Mapping[str, Mapping[str, float]]] | None = None
+    conclude: Callable[[Sequence[Difference]], Sequence[str]] | None = None
 
     @cached_property
     def cells(self) -> dict[str, tuple[Cell, ...]]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from benchmarks.experiments.asked import PromptChoice
 from benchmarks.experiments.cells import Cell
 from benchmarks.experiments.city import Scale, reading_pois
 from benchmarks.experiments.experiment import Comparison, Experiment
 from benchmarks.experiments.run import main
 from benchmarks.experiments.slices import ALL
 from benchmarks.experiments.vectors import LanguageModel, RandomVectors, Vectors
-from benchmarks.experiments.worlds import PromptChoice
 from feature_repo.datasets.choose import Choice, DatasetName, Options, choose
 from trainers import recipes
 from trainers.recipes import Recipe

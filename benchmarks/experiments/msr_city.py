@@ -16,27 +16,20 @@ from benchmarks.experiments.city import AskedCity, Scale
 from benchmarks.experiments.experiment import Comparison, Experiment
 from benchmarks.experiments.run import main
 from benchmarks.experiments.slices import ALL
-from benchmarks.experiments.vectors import Knowing, LanguageModel, PromptStates, RandomVectors, Shuffled, Vectors
+from benchmarks.experiments.vectors import PromptStates, RandomVectors, Shuffled, Vectors
 from feature_repo.datasets.city.world import SCENARIOS
-from trainers import recipes
 from trainers.models.backbones import BackboneConfig
 from trainers.models.llm4msr import KnowledgeUse
-from trainers.recipes import Recipe
 
 CONTROLLED = ("SharedBottom", "PLE")
 WHERE = (ALL, "short history", "new POI")
 
 
 def experiment(scale: Scale) -> Experiment:
-    states = PromptStates()
-    usual = recipes.llm4msr(scale.size).model.knowledge
-    assert usual is not None
+    states, usual = PromptStates(), scale.knowledge
 
     def cell(backbone: BackboneConfig, knowledge: KnowledgeUse.Config | None, vectors: Vectors, seed: int) -> Cell:
-        recipe = recipes.on_backbone(recipes.ple(scale.size), backbone)
-        recipe = replace(recipe, model=replace(recipe.model, knowledge=knowledge))
-        world = AskedCity(config=scale.world(seed).config)
-        return Cell(world=world, recipe=_short(recipe, scale), vectors=_knowing(vectors), seed=seed)
+        return scale.asked_cell(AskedCity(config=scale.world(seed).config), backbone, knowledge, prompts=vectors)
 
     def drawn(backbone: BackboneConfig, kind: type[RandomVectors | Shuffled], seed: int) -> Cell:
         return cell(backbone, usual, kind(like=states, seed=seed), seed)
@@ -68,14 +61,6 @@ def experiment(scale: Scale) -> Experiment:
         measures=("ctr_auc", "ctcvr_auc", "ctr_gauc", "ctr_log_loss", "ctcvr_log_loss"),
         slices=(*WHERE, *(f"scenario {name}" for name in SCENARIOS)),
     )
-
-
-def _knowing(prompts: Vectors) -> Knowing:
-    return Knowing(texts=LanguageModel(), prompts=prompts)
-
-
-def _short(recipe: Recipe, scale: Scale) -> Recipe:
-    return replace(recipe, fit=replace(recipe.fit, epochs=1)) if scale.quick else recipe
 
 
 if __name__ == "__main__":

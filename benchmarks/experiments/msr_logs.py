@@ -20,6 +20,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.experiments import scenario_wise, worlds
+from benchmarks.experiments.asked import PromptChoice
 from benchmarks.experiments.backbones import BACKBONES
 from benchmarks.experiments.cells import Cell
 from benchmarks.experiments.city import Scale
@@ -29,7 +30,7 @@ from benchmarks.experiments.places import Places
 from benchmarks.experiments.run import main
 from benchmarks.experiments.slices import ALL
 from benchmarks.experiments.vectors import Knowing, LanguageModel, PromptStates
-from benchmarks.experiments.worlds import PromptChoice, World
+from benchmarks.experiments.worlds import World
 from feature_repo import columns
 from feature_repo.datasets import kuairand, movielens
 from feature_repo.datasets.choose import Choice

@@ -21,13 +21,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks.experiments.asked import PromptChoice
 from benchmarks.experiments.cells import Cell
 from benchmarks.experiments.city import Scale
 from benchmarks.experiments.experiment import Comparison, Experiment
 from benchmarks.experiments.run import arguments, run
 from benchmarks.experiments.slices import ALL
 from benchmarks.experiments.vectors import Knowing, LanguageModel, PromptStates, Vectors
-from benchmarks.experiments.worlds import PromptChoice
 from feature_repo.datasets.choose import Choice, Options, mapped
 from feature_repo.datasets.mapping import MappingConfig, files, shipped
 from feature_repo.datasets.mapping_file import read_mapping

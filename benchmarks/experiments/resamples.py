@@ -29,12 +29,13 @@ def resample(cell: Cell, places: Places, resamples: int = RESAMPLES) -> None:
     if scores is None:
         raise ValueError(f"the scores of cell {cell.hash} are not there; compute it again")
     world = worlds.load(cell.world, places)
-    masks = slices(world.train, world.test, [f.name for f in features_of(world.schema)])
-    user = np.unique(world.test[columns.USER_ID].to_numpy(), return_inverse=True)[1]
+    train, _, test = cell.parts(world)
+    masks = slices(train, test, [f.name for f in features_of(world.schema)])
+    user = np.unique(test[columns.USER_ID].to_numpy(), return_inverse=True)[1]
     tasks = (("ctr_auc", scores.click, columns.CLICK), ("ctcvr_auc", scores.order, columns.ORDER))
     sets = {
         f"{name} {metric}": Scored(
-            score=score[masks[name]], label=world.test[label].to_numpy()[masks[name]], user=user[masks[name]]
+            score=score[masks[name]], label=test[label].to_numpy()[masks[name]], user=user[masks[name]]
         )
         for name in BOOTSTRAPPED
         for metric, score, label in tasks

@@ -127,10 +127,7 @@ def embed(cells: Sequence[Cell], options: Options) -> None:
             for model in cell.vectors.models(space):
                 _, texts = wanted.setdefault((worlds.plain_hash(model), space), (model, set()))
                 texts.update(worlds.texts_of_rows(workspace, space)[1])
-    readings = [
-        vectors.Reading(model=model, space=space, texts=tuple(sorted(texts)))
-        for (_, space), (model, texts) in wanted.items()
-    ]
+    readings = [model.reading(space, sorted(texts)) for (_, space), (model, texts) in wanted.items()]
     unread = [reading for reading in readings if reading.missing(options.places)]
     pool.each(partial(vectors.read, places=options.places), unread, "texts", workers=1, console=console)
 

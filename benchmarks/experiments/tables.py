@@ -71,6 +71,8 @@ def markdown(experiment: Experiment, findings: Findings, about: About) -> str:
     seeds = f"seeds {', '.join(map(str, about.seeds))}"
     lines = [f"# {experiment.name}", "", about.question, "", f"`{about.command}`, {about.date}, {seeds}, "]
     lines[-1] += f"commit {about.commit}, {about.machine}. Means over seeds, 95 % intervals."
+    if experiment.conclude:
+        lines += [text for sentence in experiment.conclude(findings.differences) for text in ("", sentence)]
     lines += ["", "## The whole test part", ""]
     lines += _quality([row for row in findings.rows if row.slice == ALL], experiment.measures)
     if findings.differences:

@@ -7,6 +7,7 @@ read once a version of a language model over all worlds; what was read lies in `
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.experiments.places import Places
 from feature_repo import columns
+from trainers.knowledge import POI_SPACE, USER_KNOWLEDGE
 from trainers.language.encoder import SLOT, EncoderConfig, TextEncoder
 from trainers.language.model import MINILM, SMOLLM2
 
@@ -59,6 +61,10 @@ class LanguageModel:
     def models(self, space: str) -> tuple[LanguageModel, ...]:
         return (self,)
 
+    def reading(self, space: str, texts: Sequence[str]) -> Reading:
+        """What it must have read before `of` is asked for these texts."""
+        return Reading(model=self, space=space, texts=tuple(texts))
+
     def source(self, places: Places) -> str:
         """What `EncoderConfig.model` is."""
         return self.model
@@ -94,6 +100,43 @@ class PromptStates(LanguageModel):
     @property
     def spaces(self) -> tuple[str, ...]:
         return tuple(columns.PROMPTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoiMeans(PromptStates):
+    """Of a user, the mean over the vectors of the POIs clicked last (`asked.PoiClicks`), which prompts have to beat.
+
+    The pooling "poi-mean" of `scenerank knowledge`. Scenarios' prompts are read as they are.
+    """
+
+    kind: Literal["poi means"] = "poi means"
+
+    def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
+        if space != USER_KNOWLEDGE:
+            return super().of(space, texts, places)
+        clicked = [json.loads(text) for text in texts]
+        distinct = _distinct(texts)
+        row_of = {text: row for row, text in enumerate(distinct)}
+        vectors = self._pois.of(POI_SPACE, distinct, places)
+        return np.stack([vectors[[row_of[text] for text in of_user]].mean(axis=0) for of_user in clicked])
+
+    def reading(self, space: str, texts: Sequence[str]) -> Reading:
+        if space != USER_KNOWLEDGE:
+            return super().reading(space, texts)
+        return self._pois.reading(POI_SPACE, _distinct(texts))
+
+    def versions(self, places: Places) -> dict[str, str] | None:
+        read, pois = super().versions(places), self._pois.versions(places)
+        return None if read is None or pois is None else {**read, USER_KNOWLEDGE: pois[POI_SPACE]}
+
+    @property
+    def _pois(self) -> LanguageModel:
+        return LanguageModel(model=self.model)
+
+
+def _distinct(lists: Sequence[str]) -> list[str]:
+    """The texts that some lists in JSON have, each once."""
+    return sorted({text for texts in lists for text in json.loads(texts)})
 
 
 @dataclass(frozen=True, kw_only=True)

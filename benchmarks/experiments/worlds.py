@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.experiments.asked import PromptChoice
 from benchmarks.experiments.places import REPOSITORY, Places
 from benchmarks.experiments.vectors import SPACES, Vectors
 from feature_repo import columns
@@ -31,12 +32,8 @@ from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.workspace import Workspace, activate
 from trainers.knowledge import VectorMatrix, load_matrix
-from trainers.language.facts import FactsConfig
 from trainers.language.parquet import hash_of, knowledge_table, write_changed
 from trainers.language.prompted import SPACE_OF
-from trainers.language.prompts import read_prompt
-from trainers.language.snapshots import Wording, read_questions
-from trainers.language.wording import platform_of
 from trainers.plain import from_plain, to_plain
 from trainers.training_set import read_part
 
@@ -51,6 +48,7 @@ MADE_BY = (
     "trainers/language/wording.py",
     "trainers/language/snapshots.py",
     "trainers/language/prompts",
+    "benchmarks/experiments/asked.py",
     "benchmarks/experiments/worlds.py",
 )
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -74,19 +72,6 @@ class World(Protocol):
     def asked(self) -> PromptChoice | None:
         """How a language model is asked about its users and scenarios; None: it is not."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptChoice:
-    """Prompts of `scenerank knowledge`, by name, of each level.
-
-    Args:
-        facts: what they are made of, and how often; None: as usual.
-    """
-
-    scenario: str = "contrast"
-    user: str = "interests"
-    facts: FactsConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +190,7 @@ def write_rows(workspace: Workspace, space: str) -> None:
 
 def write_prompts(workspace: Workspace, asked: PromptChoice) -> None:
     """The knowledge files that `scenerank knowledge` would write, with vectors of one zero."""
-    wording = Wording(
-        prompts={"scenario": read_prompt("scenario", asked.scenario), "user": read_prompt("user", asked.user)},
-        tell={},
-        platform=platform_of(Schema.load(workspace.schema)),
-    )
-    questions = read_questions(workspace, asked.facts or FactsConfig(), wording, 0, lambda what, done, total: None)
-    for level, of_level in questions.items():
+    for level, of_level in asked.questions(workspace).items():
         space = SPACE_OF[level]
         prompts = [question.prompt for question in of_level]
         row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts), start=1)}

@@ -4,12 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.experiments import cells
+from benchmarks.experiments import cells, worlds
 from benchmarks.experiments.cells import Cell, Result, Scores, Store
-from benchmarks.experiments.city import CityWorld, Scale
+from benchmarks.experiments.city import AskedCity, CityWorld, Scale
 from benchmarks.experiments.places import Places
+from benchmarks.experiments.scenario_rows import NewScenario, OneScenario
 from benchmarks.experiments.vectors import HashedWords, Knowing, LanguageModel, RandomVectors, Shuffled
-from feature_repo.datasets.city import CityConfig, Variant
+from feature_repo.datasets.city import CityConfig, PlantedScenarios, Variant
 from trainers import recipes
 
 RESULT = Result(
@@ -53,11 +54,21 @@ def test_the_same_cell_has_the_same_hash_however_it_was_made():
         replace(CELL, vectors=LanguageModel(model="minilm")),
         replace(CELL, vectors=RandomVectors(like=LanguageModel())),
         replace(CELL, vectors=HashedWords()),
+        replace(CELL, world=CityWorld(config=CityConfig(variant=PlantedScenarios(spread=1.0)))),
+        replace(CELL, rows=OneScenario(scenario="search")),
+        replace(CELL, rows=NewScenario(scenario="search")),
         replace(CELL, recipe=replace(CELL.recipe, loss=replace(CELL.recipe.loss, alignment=0.2))),
     ],
 )
 def test_another_cell_has_another_hash(other):
     assert other.hash != CELL.hash
+
+
+def test_worlds_and_cells_that_are_kept_are_found_again():
+    """Another name means that all that was computed is computed again: change it only on purpose."""
+    assert worlds.plain_hash(CityWorld())[:16] == "949fbd80d58a2df8"
+    assert worlds.plain_hash(AskedCity())[:16] == "9fa25f3a17b4884d"
+    assert Scale().larr(0).hash == "afb22dfe300355b1"
 
 
 def test_an_option_that_says_nothing_makes_no_other_cell():

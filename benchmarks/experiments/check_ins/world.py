@@ -21,12 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.experiments import worlds
+from benchmarks.experiments.asked import PromptChoice
 from benchmarks.experiments.cells import staged
 from benchmarks.experiments.check_ins.log import CheckIns, read
 from benchmarks.experiments.check_ins.pairs import Pairs, Retrieval, candidates, drawn, spine
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.vectors import SPACES
-from benchmarks.experiments.worlds import NOTE, Note, Progress, PromptChoice
+from benchmarks.experiments.worlds import NOTE, Note, Progress
 from feature_repo.datasets.choose import Choice, DatasetName, Options, choose
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace, activate

@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 from feature_repo import columns, hours
 from feature_repo.datasets.city import moments, simulate, texts, variants, venues, world
 from feature_repo.datasets.city.simulate import Plan, Progress, Sample
-from feature_repo.datasets.city.variants import Variant
+from feature_repo.datasets.city.variants import PlantedScenarios, Variant
 from feature_repo.datasets.city.venues import Venues
 from feature_repo.datasets.schema import TIME, Dataset, RequestField, Schema, Split
 
-__all__ = ["SIZES", "CityConfig", "Plan", "Variant", "build", "prepare"]
+__all__ = ["SIZES", "CityConfig", "Plan", "PlantedScenarios", "Variant", "build", "prepare"]
 
 USER_ATTRIBUTES = ("age_band", "household", "role", "home_district", "diet", "price_taste")
 POI_ATTRIBUTES = ("price_level", "street")

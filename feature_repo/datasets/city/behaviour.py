@@ -132,7 +132,7 @@ class City:
             want: (n, C) from `wanted`.
         """
         venues, user = self.venues, requests.user
-        rules = _by_scenario(requests)
+        rules = _by_scenario(self.tables, requests)
         since = hours_since(state.last_order_us, requests.time_us)
         scene = self._scene(state, since, slate, want) * rules["semantics"]
         taste = W.taste * self.tables.taste * self._match(self.people.taste[user], slate)
@@ -195,10 +195,10 @@ def theme_vectors(tables: World, requests: Requests) -> np.ndarray:
     return total
 
 
-def _by_scenario(requests: Requests) -> Mapping[str, np.ndarray]:
+def _by_scenario(tables: World, requests: Requests) -> Mapping[str, np.ndarray]:
     """(n, 1) of each behaviour number of the request's scenario."""
     names = ("base", "order_base", "semantics", "distance", "price", "position")
     distinct, inverse = np.unique(requests.scenario, return_inverse=True)
     return {
-        name: np.array([getattr(world.SCENARIOS[str(s)], name) for s in distinct])[inverse][:, None] for name in names
+        name: np.array([getattr(tables.scenarios[str(s)], name) for s in distinct])[inverse][:, None] for name in names
     }

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -280,7 +280,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The word tables. `semantics` and `taste` scale two terms; variants of the world change them."""
+    """The word tables. `semantics` and `taste` scale two terms; variants of the world change them, or `scenarios`."""
 
     concepts: tuple[str, ...]
     dishes: tuple[Dish, ...]
@@ -288,6 +288,7 @@ class World:
     categories: Mapping[str, str]  # category of categories.csv -> how this world calls it
     semantics: float = 1.0
     taste: float = 1.0
+    scenarios: Mapping[str, ScenarioRules] = field(default_factory=lambda: SCENARIOS)
 
     def vector(self, weights: Mapping[str, float]) -> np.ndarray:
         """(concepts,) weights in the order of `concepts`."""

@@ -11,6 +11,7 @@ import pytest
 from feature_repo import scenes
 from feature_repo.datasets.city import (
     CityConfig,
+    PlantedScenarios,
     Variant,
     behaviour,
     moments,
@@ -167,6 +168,54 @@ def test_without_semantics_the_scene_has_no_effect_on_places(requests: Requests)
     np.testing.assert_array_equal(answers[0].scene, 0.0)
     np.testing.assert_array_equal(answers[0].click, answers[1].click)
     np.testing.assert_array_equal(answers[0].order, answers[1].order)
+
+
+def clicks_by_scenario(spread: float | None, requests: Requests) -> np.ndarray:
+    """(scenarios, rows) true click probabilities of the same people, moments and places."""
+    variant = Variant() if spread is None else PlantedScenarios(spread=spread)
+    planted = prepare(replace(CONFIG, variant=variant))
+    crowd = people.draw(60, 0.15, planted.tables, np.random.default_rng(5))
+    there = City(tables=planted.tables, venues=planted.venues, people=crowd)
+    slate = np.random.default_rng(7).integers(len(planted.venues), size=(len(requests), 10))
+    want = behaviour.wanted(planted.tables, requests, crowd.weather_sense[requests.user])
+    state = State.empty(len(requests))
+    return np.stack(
+        [there.respond(at_moment(requests, scenario=s), state, slate, want).p_click.ravel() for s in world.SCENARIOS]
+    )
+
+
+def test_scenarios_are_as_alike_as_planted(requests: Requests) -> None:
+    """Correlations of the true click probabilities between scenarios, all else being equal."""
+    pairs = np.triu_indices(len(world.SCENARIOS), 1)
+    likeness = [np.corrcoef(clicks_by_scenario(s, requests))[pairs] for s in (0.0, 0.5, 1.0, 2.0, 3.0)]
+    assert (np.diff([of.mean() for of in likeness]) < 0).all()
+    assert likeness[0].min() > 0.96  # only positions weigh differently
+    assert likeness[-1].mean() < 0.75 and likeness[-1].min() < 0.55
+
+
+def test_where_scenarios_are_copies_only_positions_tell_them_apart(requests: Requests) -> None:
+    clicks = clicks_by_scenario(0.0, requests).reshape(len(world.SCENARIOS), -1, 10)
+    logits = np.log(clicks / (1 - clicks))
+    by_position = logits - logits.mean(axis=0)
+    np.testing.assert_allclose(by_position, by_position[:, :1].repeat(by_position.shape[1], axis=1), atol=1e-9)
+
+
+def test_a_spread_of_one_is_the_default_world(requests: Requests) -> None:
+    np.testing.assert_allclose(clicks_by_scenario(1.0, requests), clicks_by_scenario(None, requests), rtol=1e-9)
+
+
+def test_spread_moves_what_is_wanted_and_nothing_else() -> None:
+    default, planted = world.default(), variants.tables(PlantedScenarios(spread=2.0))
+    for name, rules in planted.scenarios.items():
+        kept = ("name", "text", "position", "show_distance", "show_taste", "show_theme")
+        assert {f: getattr(rules, f) for f in kept} == {f: getattr(default.scenarios[name], f) for f in kept}
+    assert planted.scenarios["search"].base == pytest.approx(2 * 0.3 - 0.1 / 6)
+    distances = [rules.distance for rules in default.scenarios.values()]
+    assert planted.scenarios["nearby_map"].distance == pytest.approx(2.0**2 / np.prod(distances) ** (1 / 6))
+    others = [rule for rule in default.rules if rule.attributes != {"scenario"}]
+    assert [rule for rule in planted.rules if rule.attributes != {"scenario"}] == others
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        PlantedScenarios(spread=-1.0)
 
 
 def test_position_distance_and_price_work_against_a_place(city: City, requests: Requests) -> None:
