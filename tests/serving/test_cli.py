@@ -22,7 +22,7 @@ VERBS = (
 )
 TINY_CITY = ("--users", "20", "--days", "14", "--pois", "30")
 # Rewritten by every command, with the same content.
-REWRITTEN = {"registry.db", "feature_store.yaml"}
+REWRITTEN = {"registry.db", "feature_store.yaml", "online.db-shm"}  # the last one whenever the database is opened
 
 
 def files(workspace: Workspace) -> dict[str, int]:
@@ -61,7 +61,7 @@ def test_every_verb_explains_itself(scenerank, verb):
         (("pretrain", "--general", "2"), "general, histories and conditional are shares in 0 .. 1"),
         (("knowledge",), "holds no source tables; build those of this workspace first"),
         (("knowledge", "--pooling", "max"), "no pooling 'max'; there are last, generated-last"),
-        (("knowledge", "--every", "0"), "every_days, liked, kinds and clicks must be positive"),
+        (("knowledge", "--every", "0"), "every_days, liked, kinds, clicks and own must be positive"),
         (("materialize",), "feature_store.yaml is not there: run `scenerank apply` first"),
         (("train",), "feature_store.yaml is not there: run `scenerank apply` first"),
     ],

@@ -109,9 +109,9 @@ SKEWS: dict[str, tuple[str, Change, str]] = {
         lambda rows: rows.with_columns(pl.when(pl.col(COUNT) == 0).then(None).otherwise(pl.col(COUNT)).alias(COUNT)),
         COUNT,
     ),
-    "a stale view": ("poi_stats", stopped, COUNT),
+    "a stale view": ("poi_stats", stopped, columns.statistic("poi", "impressions", 28)),
     "values of tomorrow": ("poi_stats", shifted(replay.KNOWN, -DAY_US), COUNT),
-    "a clock that is an hour off": ("user_state", shifted(replay.EVENT, -3_600_000_000), columns.RECENT_POIS),
+    "events that arrive days late": ("user_state", shifted(replay.KNOWN, 3 * DAY_US), columns.RECENT_POIS),
     "categories in another order": ("poi_profile", exchanged(columns.CATEGORY), columns.CATEGORY),
     "another unit": ("poi_stats", lambda rows: rows.with_columns(pl.col(COUNT) * 1000), COUNT),
     "a number rounded to 32 bits": (

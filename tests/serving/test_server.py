@@ -32,7 +32,8 @@ def started(server):
     print(server.port, sorted(loaded & {"transformers", "peft"}), flush=True)
 
 workspace = activate(Path(sys.argv[1]))
-serve(workspace, workspace.bundles / "larr", workspace.index, ServerOptions(grace_seconds=20), started)
+options = ServerOptions(grace_seconds=20)
+serve(workspace, workspace.bundles / "larr", workspace.index, options, unproven=True, started=started)
 print("left", flush=True)
 """
 
@@ -130,7 +131,7 @@ def test_a_fault_shows_an_id_and_keeps_the_rest_in_the_log(workspace, asker, tmp
     shutil.copytree(workspace.root, broken.root)
     text = broken.feature_store_yaml.read_text().replace(str(workspace.root), str(broken.root))
     broken.feature_store_yaml.write_text(text)
-    (broken.root / "online.db").write_bytes(b"")
+    (broken.root / "online.db").write_bytes(b"damaged" * 1000)
     server = create_server(open_pipeline(broken, broken.bundles / "ple", None, unproven=True), ServerOptions())
     with caplog.at_level(logging.ERROR), Recommender(f"127.0.0.1:{server.port}") as client:
         with pytest.raises(grpc.RpcError) as caught:
@@ -141,7 +142,7 @@ def test_a_fault_shows_an_id_and_keeps_the_rest_in_the_log(workspace, asker, tmp
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     error_id = caught.value.details().removeprefix("internal error ")
     assert len(error_id) == 32 and error_id in caplog.text
-    assert "no such table" in caplog.text
+    assert "not a database" in caplog.text
     assert without_index.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 

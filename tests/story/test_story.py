@@ -35,6 +35,7 @@ def test_from_a_log_to_an_answer_to_a_click_to_another_answer(checkout):
         ("apply",),
         ("materialize",),
         ("train", "--model", "larr", "--recipe", "tiny"),
+        ("prove", "--model", "larr", "--impressions", "50"),
         ("index",),
     )
     workspace = checkout.workspace
