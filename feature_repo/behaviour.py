@@ -22,6 +22,7 @@ def statistics_view(owner: str, entities: list[Entity], description: str) -> Fea
         ttl=TTL,
         schema=[Field(name=name, dtype=Int64) for name in names],
         source=sources.table(table_of(owner)),
+        tags={columns.FRESH_WITHIN: "26h"},  # counts change at midnight; two hours to compute them
         description=description,
     )
 

@@ -19,6 +19,8 @@ EVENT_TIMESTAMP = "event_timestamp"
 CREATED_TIMESTAMP = "created_timestamp"
 OUTCOME_TIMESTAMP = "outcome_timestamp"
 LOCAL_TIME = "local_time"
+# Tag of a view: its newest value is to be no older than this, in the words of pandas (`26h`, `8d`).
+FRESH_WITHIN = "fresh_within"
 
 # Impressions.
 POSITION = "position"

@@ -19,17 +19,20 @@ SNAPSHOT_TTL = timedelta(weeks=5)
 
 
 def _knowledge_view(space: str, entity: Entity, description: str) -> FeatureView:
-    return _view(space, entity, timedelta(0), (), description)
+    return _view(space, entity, timedelta(0), (), description, {})
 
 
 def _prompted_view(space: str, entity: Entity, description: str) -> FeatureView | None:
     """None where no language model was asked."""
     if not _path(space).exists():
         return None
-    return _view(space, entity, SNAPSHOT_TTL, (columns.TEXT, columns.WORDS, columns.TOLD), description)
+    said = (columns.TEXT, columns.WORDS, columns.TOLD)
+    return _view(space, entity, SNAPSHOT_TTL, said, description, {columns.FRESH_WITHIN: "8d"})
 
 
-def _view(space: str, entity: Entity, ttl: timedelta, said: tuple[str, ...], description: str) -> FeatureView:
+def _view(
+    space: str, entity: Entity, ttl: timedelta, said: tuple[str, ...], description: str, tags: dict[str, str]
+) -> FeatureView:
     """
     Args:
         said: fields in words, beside the vector.
@@ -53,6 +56,7 @@ def _view(space: str, entity: Entity, ttl: timedelta, said: tuple[str, ...], des
         ],
         source=sources.knowledge(space),
         description=description,
+        tags=tags,
     )
 
 

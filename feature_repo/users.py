@@ -31,6 +31,7 @@ user_state = FeatureView(
     ],
     source=sources.table(USER_STATE),
     description="What the user's last clicks left behind; changes with every click.",
+    tags={columns.FRESH_WITHIN: "26h"},
 )
 
 user_stats = statistics_view("user", [entities.user], "How much the user saw, clicked and ordered.")

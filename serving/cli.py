@@ -160,6 +160,28 @@ def materialize(
 
 
 @app.command()
+def freshness(
+    at: Annotated[datetime | None, typer.Option(help="UTC; the end of the log by default.")] = None,
+    prometheus: Annotated[Path | None, typer.Option(help="Also write gauges to this file, for a scraper.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """How old the values of every view are, offline and online. Exit status 1 where a promise is broken."""
+    from feature_repo.datasets.schema import Schema
+    from feature_repo.store import open_store
+    from serving import freshness as measured
+    from serving import screen
+
+    with explained():
+        target = workspace_of(workspace)
+        moment = _utc(at) or Schema.load(target.schema).split.end
+        found = list(measured.measure(open_store(target), moment))
+        if prometheus is not None:
+            measured.export(found, prometheus)
+    screen.console.print(screen.freshness_table(found, moment))
+    raise typer.Exit(1 if any(one.late for one in found) else 0)
+
+
+@app.command()
 def backfill(
     model: ModelOption = "larr",
     start: Annotated[datetime | None, typer.Option("--from", help="UTC, inclusive; the first training row.")] = None,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,27 @@ def tastes_line(tastes: Any) -> str:
         f"{tastes.said:.1%} (by chance {tastes.chance:.1%}); the category that they clicked most is it for "
         f"{tastes.clicked:.1%}"
     )
+
+
+def freshness_table(found: Sequence[Any], at: datetime) -> Table:
+    """Ages of every view's values; rows are `Freshness`."""
+    table = Table(title=f"ages of each entity's newest value at {at:%Y-%m-%d %H:%M} UTC", title_justify="left")
+    for name in ("view", "side", "entities", "newest", "median", "p99", "expired", "promised", ""):
+        table.add_column(name, justify="left" if name in ("view", "side", "") else "right")
+    for one in found:
+        ages = [_span(age) for age in one.ages_s] or ["", "", ""]
+        promised = "" if one.within_s is None else _span(one.within_s)
+        verdict = "" if one.within_s is None else "[red]late[/]" if one.late else "[green]in time[/]"
+        table.add_row(one.view, one.side, f"{one.entities:,}", *ages, f"{one.stale:.1%}", promised, verdict)
+    return table
+
+
+def _span(seconds: float) -> str:
+    """A time span in its largest fitting unit."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def certificate_line(certificate: Any) -> str:

@@ -96,6 +96,10 @@ class PackedOnlineStore(OnlineStore):
         the store can. Of two records of the same times the later one stays."""
 
     @abstractmethod
+    def times(self, config: RepoConfig, table: str) -> np.ndarray:
+        """The event time of every record of a table, int64 microseconds, in no order. Reads them all."""
+
+    @abstractmethod
     def announce(self, config: RepoConfig, table: str, layout: Layout) -> None:
         """Keep the description of a layout beside the records that have it."""
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from feast import Entity, FeatureView
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig, RedisType
 from feast.repo_config import RepoConfig
 
-from feature_repo.stores.layout import Layout
+from feature_repo.stores.layout import TIMES, Layout
 from feature_repo.stores.packed import PackedConfig, PackedOnlineStore
 
 CALL_KEYS = 500  # of one call of the script, and of one deletion
@@ -69,6 +70,16 @@ class PackedRedisOnlineStore(PackedOnlineStore):
                 named = [prefix + key for key in keys[start : start + size]]
                 pipe.execute_command("EVAL", KEEP_NEWEST, len(named), *named, life, *records[start : start + size])
             pipe.execute()
+
+    def times(self, config: RepoConfig, table: str) -> np.ndarray:
+        client, found = self._client(config), []
+        for some in _batches(client.scan_iter(_escaped(_prefix(config, table)) + b"*", count=CALL_KEYS)):
+            with client.pipeline(transaction=False) as pipe:
+                for key in some:
+                    pipe.getrange(key, TIMES.start, TIMES.start + 7)
+                # A record that expired since its key was found is empty.
+                found += [time for time in pipe.execute() if time]
+        return np.frombuffer(b"".join(found), dtype="<i8")
 
     def announce(self, config: RepoConfig, table: str, layout: Layout) -> None:
         self._client(config).hset(_layouts(config, table), layout.tag.hex(), str(layout))

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from feast import Entity, FeatureView
 from feast.repo_config import RepoConfig
 
@@ -55,6 +57,12 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
                 "WHERE (excluded.event, excluded.created) >= (event, created)",
                 rows,
             )
+
+    def times(self, config: RepoConfig, table: str) -> np.ndarray:
+        with _perhaps_absent():
+            found = self._connection(config).execute(f"SELECT event FROM {_table(config, table)}")
+            return np.array([time for (time,) in found], dtype=np.int64)
+        return np.zeros(0, dtype=np.int64)
 
     def announce(self, config: RepoConfig, table: str, layout: Layout) -> None:
         with self._connection(config) as db:
@@ -123,17 +131,23 @@ def _create(db: sqlite3.Connection, config: RepoConfig, table: str) -> None:
 
 
 def _records(db: sqlite3.Connection, name: str, keys: Sequence[bytes]) -> list[bytes | None]:
-    """Nothing of a view that was never applied."""
     found: dict[bytes, bytes] = {}
-    try:
+    with _perhaps_absent():
         for start in range(0, len(keys), MOST_KEYS):
             some = keys[start : start + MOST_KEYS]
             wanted = ",".join("?" * len(some))
             found |= dict(db.execute(f"SELECT key, record FROM {name} WHERE key IN ({wanted})", some))
+    return [found.get(key) for key in keys]
+
+
+@contextmanager
+def _perhaps_absent() -> Iterator[None]:
+    """A view that was never applied has no table, and no records."""
+    try:
+        yield
     except sqlite3.OperationalError as error:
         if "no such table" not in str(error):
             raise
-    return [found.get(key) for key in keys]
 
 
 def _table(config: RepoConfig, table: str) -> str:

