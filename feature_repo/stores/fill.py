@@ -5,7 +5,7 @@
 
 `feast materialize` then makes no protobuf: Feast's own engine makes one for every value before a store sees it. What it
 writes are the bytes that `push` of the same rows writes. What it cannot do itself (views with transformations,
-aggregations or checks, other online stores) it leaves to Feast's local engine.
+aggregations or checks, maps and structs, other online stores) it leaves to Feast's local engine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from feast.utils import _get_column_names
 
 from feature_repo.stores.keys import EntityKeys
 from feature_repo.stores.latest import LatestJob
-from feature_repo.stores.layout import NEVER
+from feature_repo.stores.layout import NEVER, PROTOBUF, Layout
 from feature_repo.stores.packed import PackedOnlineStore, micros_of
 
 BATCH_ROWS = 10_000
@@ -97,7 +97,9 @@ class PackedEngine(LocalComputeEngine):
 def _is_plain(view: FeatureView) -> bool:
     """Whether the rows of its source are its values."""
     extra = ("feature_transformation", "aggregations", "enable_validation", "filter")
-    return bool(view.online and view.batch_source) and not (view.offline or any(getattr(view, e, None) for e in extra))
+    if not (view.online and view.batch_source) or view.offline or any(getattr(view, name, None) for name in extra):
+        return False
+    return all(slot.item != PROTOBUF for slot in Layout.of_view(view).slots)
 
 
 def _batches(job: RetrievalJob, rows: int) -> Iterator[pa.RecordBatch]:

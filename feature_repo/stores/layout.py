@@ -23,7 +23,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
-from feast.types import Array, Bool, Bytes, FeastType, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from feast.types import (
+    Array,
+    Bool,
+    Bytes,
+    FeastType,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    PrimitiveFeastType,
+    String,
+    UnixTimestamp,
+)
 
 SECOND_US = 1_000_000
 NEVER = np.iinfo(np.int64).min  # the creation time of a row that has none
@@ -38,7 +50,9 @@ NUMBERS: Mapping[str, tuple[str, pa.DataType]] = {
     "float64": ("<f8", pa.float64()),
     "seconds": ("<i8", pa.timestamp("us", tz="UTC")),
 }
-TEXTS: Mapping[str, pa.DataType] = {"string": pa.string(), "bytes": pa.binary()}
+# Values of any other type (maps, structs, JSON ...) lie in a record as Feast's own protobuf.
+PROTOBUF = "protobuf"
+TEXTS: Mapping[str, pa.DataType] = {"string": pa.string(), "bytes": pa.binary(), PROTOBUF: pa.binary()}
 _ITEMS: Mapping[FeastType, str] = {
     Bool: "bool",
     Int32: "int32",
@@ -52,7 +66,7 @@ _ITEMS: Mapping[FeastType, str] = {
 
 
 class LayoutError(ValueError):
-    """A view or value that no record can hold, or a record that nobody can read. Says where, what, and what to do."""
+    """A value that no record can hold, or a record that nobody can read. Says where, what, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +107,7 @@ class Layout:
 
     @classmethod
     def of_view(cls, view: FeatureView) -> Layout:
-        """Raises LayoutError for a feature of a type that records cannot hold."""
-        return cls(tuple(_slot(view.name, f.name, f.dtype, f.vector_length) for f in view.features))
+        return cls(tuple(_slot(f.name, f.dtype, f.vector_length) for f in view.features))
 
     @classmethod
     def parse(cls, text: str) -> Layout:
@@ -190,15 +203,11 @@ def times_of(record: bytes) -> tuple[int, int]:
     return int(event), int(created)
 
 
-def _slot(view: str, name: str, dtype: FeastType, vector_length: int) -> Slot:
-    base = dtype.base_type if isinstance(dtype, Array) else dtype
-    item = _ITEMS.get(base) if not isinstance(base, Array) else None
-    if item is None:
-        raise LayoutError(
-            f"feature {name!r} of view {view!r} has type {dtype}, which packed online stores do not hold; "
-            f"they hold {', '.join(str(t) for t in _ITEMS)} and lists of these"
-        )
-    return Slot(name=name, item=item, length=(vector_length or 0) if isinstance(dtype, Array) else None)
+def _slot(name: str, dtype: FeastType, vector_length: int) -> Slot:
+    if isinstance(dtype, Array) and isinstance(dtype.base_type, PrimitiveFeastType) and dtype.base_type in _ITEMS:
+        return Slot(name=name, item=_ITEMS[dtype.base_type], length=vector_length or 0)
+    known = isinstance(dtype, PrimitiveFeastType) and dtype in _ITEMS
+    return Slot(name=name, item=_ITEMS[dtype] if known else PROTOBUF, length=None)
 
 
 def _cast(values: pa.Array | pa.ChunkedArray, slot: Slot) -> pa.Array:

@@ -24,9 +24,10 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
+from feast.value_type import ValueType
 
 from feature_repo.stores.keys import VERSION, EntityKeys
-from feature_repo.stores.layout import NEVER, TAG_BYTES, Layout, LayoutError, Slot
+from feature_repo.stores.layout import NEVER, PROTOBUF, TAG_BYTES, Layout, LayoutError, Slot
 
 MICROSECOND = 1e-6
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
@@ -110,7 +111,7 @@ class PackedOnlineStore(OnlineStore):
     def prepare(self, config: RepoConfig, view: FeatureView, features: Sequence[str] | None = None) -> Plan:
         """How these features of a view (None: all) are read.
 
-        Raises LayoutError for a feature that the view has not, or of a type that records do not hold.
+        Raises LayoutError for a feature that the view has not.
         """
         layout = Layout.of_view(view)
         slots = {slot.name: slot for slot in layout.slots}
@@ -173,7 +174,7 @@ class PackedOnlineStore(OnlineStore):
         """Feast's way in: rows as protobufs."""
         keys = [serialize_entity_key(key, VERSION) for key, *_ in data]
         values = {
-            slot.name: pa.array([_python(row.get(slot.name)) for _, row, *_ in data], slot.arrow)
+            slot.name: pa.array([_plain(row.get(slot.name), slot) for _, row, *_ in data], slot.arrow)
             for slot in Layout.of_view(table).slots
         }
         event_us = np.array([_microseconds(event) for *_, event, _ in data], dtype=np.int64)
@@ -194,9 +195,7 @@ class PackedOnlineStore(OnlineStore):
         records = self.get(config, [(plan.table, [serialize_entity_key(key, VERSION) for key in entity_keys])])[0]
         read = self._columns(config, plan, records, _microseconds(datetime.now(UTC)), config.online_store.expire)
         kinds = {f.name: f.dtype.to_value_type() for f in table.features}
-        protos = {
-            name: python_values_to_proto_values(array.to_pylist(), kinds[name]) for name, array in read.values.items()
-        }
+        protos = {slot.name: _protobufs(read.values[slot.name], slot, kinds[slot.name]) for slot in plan.wanted}
         times = [datetime.fromtimestamp(time * MICROSECOND, UTC) for time in read.times_us.tolist()]
         there = read.found & ~read.stale
         return [
@@ -265,5 +264,17 @@ def _microseconds(time: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-def _python(value: Value | None) -> Any:
-    return None if value is None else feast_value_type_to_python_type(value)
+def _plain(value: Value | None, slot: Slot) -> Any:
+    """A protobuf as Arrow takes it; None for none and for one that holds nothing."""
+    if value is None or value.WhichOneof("val") is None:
+        return None
+    return (
+        value.SerializeToString(deterministic=True) if slot.item == PROTOBUF else feast_value_type_to_python_type(value)
+    )
+
+
+def _protobufs(array: pa.Array, slot: Slot, kind: ValueType) -> list[Value]:
+    if slot.item == PROTOBUF:
+        return [Value() if data is None else Value.FromString(data) for data in array.to_pylist()]
+    protos: list[Value] = python_values_to_proto_values(array.to_pylist(), kind)
+    return protos

@@ -96,9 +96,6 @@ class PackedRedisOnlineStore(PackedOnlineStore):
         entities_to_keep: Sequence[Entity],
         partial: bool,
     ) -> None:
-        """Raises LayoutError for a view that no record can hold, before anything is changed."""
-        for view in tables_to_keep:
-            self.prepare(config, view)
         if config.online_store.full_scan_for_deletion:
             self.teardown(config, tables_to_delete, entities_to_delete)
 

@@ -83,7 +83,6 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
         entities_to_keep: Sequence[Entity],
         partial: bool,
     ) -> None:
-        """Raises LayoutError for a view that no record can hold, before anything is changed."""
         kept = [self.prepare(config, view).table for view in tables_to_keep]
         with self._connection(config) as db:
             for table in kept:

@@ -349,16 +349,6 @@ def test_a_layout_that_nobody_described_is_refused_not_guessed(repo):
         repo.read("a")
 
 
-def test_a_type_that_records_do_not_hold_is_refused_at_apply_and_no_record_is_lost(repo):
-    from feast.types import Map
-
-    repo.materialize()
-    with pytest.raises(LayoutError, match="'odd' of view 'places' has type"):
-        repo.apply({**SCHEMA, "odd": Map})
-    repo.apply(SCHEMA)
-    assert repo.records("a")[0] is not None
-
-
 def test_a_vector_of_another_length_is_refused_and_nothing_is_written(repo):
     with pytest.raises((LayoutError, ValueError), match="vector"):
         repo.push([{"poi": "x", "vector": [1.0, 2.0, 3.0]}, {"poi": "y", "vector": [1.0]}])
