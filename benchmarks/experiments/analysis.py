@@ -136,7 +136,7 @@ def _difference(
 ) -> Difference:
     at, metric = place
     drawn = None
-    if metric in AUCS and at in BOOTSTRAPPED:
+    if experiment.resampled and metric in AUCS and at in BOOTSTRAPPED:
         arms = (experiment.cells[arm] for arm in (comparison.ours, comparison.reference))
         ours, reference = (
             np.stack([resamples.replicates(cell, store.places, at, metric) for cell in cells]) for cells in arms

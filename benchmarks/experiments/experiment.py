@@ -50,6 +50,8 @@ class Experiment:
         measures: of `measures.MEASURES`, the columns of the table.
         compared: measures whose differences are told.
         slices: rows of the table beside the whole test part.
+        resampled: whether intervals hold users too, by a bootstrap, for which scores of all compared cells have to lie
+            here; else they are over seeds alone, and cells that were computed elsewhere are enough.
         facts: measures what is not of a cell, once, when the table is written: what -> name and unit -> number.
         conclude: what the differences amount to, in sentences that the table begins with.
     """
@@ -62,6 +64,7 @@ class Experiment:
     measures: tuple[str, ...] = tuple(MEASURES)
     compared: tuple[str, ...] = AUCS
     slices: tuple[str, ...] = (ALL,)
+    resampled: bool = True
     facts: Callable[[Places], Mapping[str, Mapping[str, float]]] | None = None
     conclude: Callable[[Sequence[Difference]], Sequence[str]] | None = None
 
@@ -73,6 +76,8 @@ class Experiment:
     @cached_property
     def compared_cells(self) -> tuple[Cell, ...]:
         """The cells whose scores a bootstrap needs."""
+        if not self.resampled:
+            return ()
         names = dict.fromkeys(name for c in self.comparisons for name in (c.ours, c.reference))
         return tuple(cell for name in names for cell in self.cells[name])
 
@@ -85,6 +90,7 @@ class Experiment:
             "cells": {name: [cell.hash for cell in cells] for name, cells in self.cells.items()},
             "comparisons": [to_plain(c) for c in self.comparisons],
             "shown": [self.measures, self.compared, self.slices],
+            **({} if self.resampled else {"resampled": False}),
         }
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 

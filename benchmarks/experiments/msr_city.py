@@ -59,6 +59,7 @@ def experiment(scale: Scale) -> Experiment:
         seeds=scale.core_seeds[:1] if scale.quick else scale.core_seeds,
         comparisons=tuple(comparisons),
         measures=("ctr_auc", "ctcvr_auc", "ctr_gauc", "ctr_log_loss", "ctcvr_log_loss"),
+        resampled=False,
         slices=(*WHERE, *(f"scenario {name}" for name in SCENARIOS)),
     )
 

@@ -95,6 +95,7 @@ def experiment(scale: Scale) -> Experiment:
         seeds=(0,) if scale.quick else tuple(range(len(NEW) * len(scale.seeds))),
         comparisons=tuple(comparisons),
         measures=("ctr_auc", "ctcvr_auc", "ctr_gauc", "ctr_log_loss", "ctcvr_log_loss"),
+        resampled=False,
         slices=(ALL, *(f"scenario {name}" for name in NEW)),
     )
 

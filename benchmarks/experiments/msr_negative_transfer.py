@@ -46,6 +46,7 @@ def experiment(scale: Scale) -> Experiment:
             for name in JOINT
         ),
         measures=("ctr_auc", "ctcvr_auc", "ctr_gauc", "ctr_log_loss", "ctcvr_log_loss"),
+        resampled=False,
         slices=(ALL, *(f"scenario {scenario}" for scenario in SCENARIOS)),
         conclude=losers,
     )

@@ -64,6 +64,7 @@ def experiment(scale: Scale) -> Experiment:
         seeds=scale.seeds,
         comparisons=tuple(comparisons),
         measures=("ctr_auc", "ctcvr_auc", "ctr_gauc", "ctr_log_loss", "ctcvr_log_loss"),
+        resampled=False,
         slices=(ALL, *(f"scenario {name}" for name in SCENARIOS)),
         facts=facts,
     )

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -95,6 +96,20 @@ def test_a_lost_cell_is_computed_again_and_no_other(options):
 def test_a_table_of_other_seeds_is_another_one(options):
     assert tables.written(EXPERIMENT, options.places) is not None
     assert tables.written(replace(EXPERIMENT, seeds=(0,)), options.places) is None
+
+
+def test_cells_that_were_computed_elsewhere_are_enough_where_no_users_are_drawn(options, tmp_path):
+    shutil.copytree(options.places.cells, tmp_path / "results" / "cells")
+    places = Places(scratch=tmp_path / "scratch", results=tmp_path / "results")
+    over_seeds = replace(EXPERIMENT, name="over_seeds", resampled=False, facts=None)
+    run.run([over_seeds], replace(options, places=places))
+    assert not (tmp_path / "scratch").exists(), "no world was prepared and no cell computed"
+    plain = json.loads((places.results / "over_seeds.json").read_text())
+    difference = next(d for d in plain["differences"] if d["metric"] == "ctr_auc")
+    values = difference["values"]
+    half = 12.706 * abs(values[0] - values[1]) / 2  # t of one degree of freedom times the standard error of two
+    assert difference["absolute"]["high"] - difference["absolute"]["mean"] == pytest.approx(half, rel=1e-3)
+    assert over_seeds.fingerprint != EXPERIMENT.fingerprint
 
 
 def test_a_world_may_hold_what_a_model_is_asked_of_its_users(options):
