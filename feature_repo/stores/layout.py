@@ -123,6 +123,11 @@ class Layout:
         return hashlib.sha256(str(self).encode()).digest()[:TAG_BYTES]
 
     @cached_property
+    def _number(self) -> int:
+        """The tag as it is read."""
+        return int.from_bytes(self.tag, "little")
+
+    @cached_property
     def loose(self) -> tuple[Slot, ...]:
         """The slots of no fixed width."""
         return tuple(slot for slot in self.slots if not slot.fixed)
@@ -130,7 +135,7 @@ class Layout:
     @cached_property
     def fixed(self) -> np.dtype[np.void]:
         """Everything in front of the bytes of loose slots."""
-        fields: list[tuple[str, object]] = [("tag", f"V{TAG_BYTES}"), ("event", "<i8"), ("created", "<i8")]
+        fields: list[tuple[str, object]] = [("tag", "<u8"), ("event", "<i8"), ("created", "<i8")]
         fields.append(("bits", ("u1", ((len(self.slots) + 7) // 8,))))
         fields += [(f"v{at}", slot.format) for at, slot in enumerate(self.slots) if slot.fixed]
         fields.append(("sizes", ("<u4", (len(self.loose),))))
@@ -156,7 +161,7 @@ class Layout:
         """
         count = len(event_us)
         head = np.zeros(count, dtype=self.fixed)
-        head["tag"], head["event"], head["created"] = np.void(self.tag), event_us, created_us
+        head["tag"], head["event"], head["created"] = self._number, event_us, created_us
         tails: list[tuple[bytes, list[int]]] = []
         for at, slot in enumerate(self.slots):
             array = _cast(values[slot.name], slot)
@@ -171,14 +176,34 @@ class Layout:
             head["bits"][:, at >> 3] |= valid.astype(np.uint8) << np.uint8(at & 7)
         return _joined(head, tails)
 
-    def decode(self, records: Sequence[bytes], wanted: Sequence[Slot]) -> tuple[list[pa.Array], np.ndarray]:
+    def heads(self, records: Sequence[bytes]) -> np.ndarray | None:
+        """The fixed parts of n records, `fixed` (n,); None where some are of another layout."""
+        width = self.fixed.itemsize
+        joined = b"".join(records) if not self.loose else b"".join([record[:width] for record in records])
+        if len(joined) != width * len(records):
+            return None
+        head = np.frombuffer(joined, dtype=self.fixed)
+        return head if (head["tag"] == self._number).all() else None
+
+    def checked(self, records: Sequence[bytes], view: str) -> np.ndarray:
+        """The fixed parts of records that are of this layout. Raises LayoutError for a record that is cut short."""
+        head = self.heads(records)
+        if head is None:
+            raise LayoutError(f"a record of view {view!r} is damaged; materialise the view again")
+        return head
+
+    def decode(
+        self, records: Sequence[bytes], head: np.ndarray, wanted: Sequence[Slot]
+    ) -> tuple[list[pa.Array], np.ndarray]:
         """The wanted slots of n records of this layout, null where there is no value, and event times int64 (n,).
 
         A slot that this layout has not, or has with another type, is null throughout.
+
+        Args:
+            head: what `heads` says of the records.
         """
-        width = self.fixed.itemsize
-        joined = b"".join(records) if not self.loose else b"".join([record[:width] for record in records])
-        head = np.frombuffer(joined, dtype=self.fixed)
+        there = np.unpackbits(head["bits"], axis=1, bitorder="little")
+        whole: np.ndarray = there.all(axis=0)
         starts: list[list[int]] | None = None
         arrays = []
         for slot in wanted:
@@ -186,15 +211,23 @@ class Layout:
             if at is None:
                 arrays.append(pa.nulls(len(records), slot.arrow))
                 continue
-            missing = (head["bits"][:, at >> 3] >> (at & 7) & 1) == 0
+            missing = None if whole[at] else there[:, at] == 0
             if slot.fixed:
                 arrays.append(_number_array(head[f"v{at}"], slot, missing))
                 continue
             if starts is None:
-                starts = (width + np.cumsum(np.insert(head["sizes"], 0, 0, axis=1), axis=1, dtype=np.int64)).T.tolist()
+                starts = self._starts(head["sizes"])
             which = self.loose.index(slot)
             arrays.append(_text_array(records, starts[which], starts[which + 1], slot, missing))
         return arrays, head["event"]
+
+    def _starts(self, sizes: np.ndarray) -> list[list[int]]:
+        """Where each loose slot begins in every record, and where the last one ends."""
+        starts = np.full((sizes.shape[1] + 1, sizes.shape[0]), self.fixed.itemsize, dtype=np.int64)
+        np.cumsum(sizes.T, axis=0, out=starts[1:])
+        starts[1:] += self.fixed.itemsize
+        plain: list[list[int]] = starts.tolist()
+        return plain
 
 
 def times_of(record: bytes) -> tuple[int, int]:
@@ -289,32 +322,32 @@ def _joined(head: np.ndarray, tails: Sequence[tuple[bytes, list[int]]]) -> list[
     return records
 
 
-def _number_array(values: np.ndarray, slot: Slot, missing: np.ndarray) -> pa.Array:
-    nothing = missing.any()
+def _number_array(values: np.ndarray, slot: Slot, missing: np.ndarray | None) -> pa.Array:
     if slot.length is None:
         plain = np.ascontiguousarray(values)
-        plain = plain * SECOND_US if slot.item == "seconds" else plain
-        made = pa.array(plain, mask=missing if nothing else None)
-        return made.cast(slot.arrow) if slot.item == "seconds" else made
-    flat = np.ascontiguousarray(values).reshape(-1)
-    items = pa.array(flat * SECOND_US).cast(slot.arrow.value_type) if slot.item == "seconds" else pa.array(flat)
+        if slot.item == "seconds":
+            return pa.array(plain * SECOND_US, mask=missing).cast(slot.arrow)
+        return pa.array(plain, mask=missing)
     ends = pa.array(np.arange(len(values) + 1, dtype=np.int32) * np.int32(slot.length))
-    return pa.ListArray.from_arrays(ends, items, mask=pa.array(missing) if nothing else None)
+    return _list_array(ends, np.ascontiguousarray(values).reshape(-1), slot, missing)
+
+
+def _list_array(ends: pa.Array, flat: np.ndarray, slot: Slot, missing: np.ndarray | None) -> pa.Array:
+    items = pa.array(flat * SECOND_US).cast(slot.arrow.value_type) if slot.item == "seconds" else pa.array(flat)
+    return pa.ListArray.from_arrays(ends, items, mask=None if missing is None else pa.array(missing))
 
 
 def _text_array(
-    records: Sequence[bytes], starts: Sequence[int], ends: Sequence[int], slot: Slot, missing: np.ndarray
+    records: Sequence[bytes], starts: Sequence[int], ends: Sequence[int], slot: Slot, missing: np.ndarray | None
 ) -> pa.Array:
     parts = [record[a:b] for record, a, b in zip(records, starts, ends, strict=True)]
-    if slot.item in TEXTS and slot.length is not None:
-        lists = [None if gone else _unpack_texts(part) for part, gone in zip(parts, missing, strict=True)]
-        return pa.array(lists, pa.list_(pa.binary())).cast(slot.arrow)
+    if slot.item in TEXTS and slot.length is None:
+        return pa.array(parts, pa.binary(), mask=missing).cast(slot.arrow)
     if slot.item in TEXTS:
-        mask = missing if missing.any() else None
-        return pa.array(parts, pa.binary(), mask=mask).cast(slot.arrow)
+        gone = [False] * len(parts) if missing is None else missing.tolist()
+        lists = [None if absent else _unpack_texts(part) for part, absent in zip(parts, gone, strict=True)]
+        return pa.array(lists, pa.list_(pa.binary())).cast(slot.arrow)
     code = NUMBERS[slot.item][0]
     size = np.dtype(code).itemsize
-    ends_ = pa.array(np.array([0, *accumulate(len(part) // size for part in parts)], dtype=np.int32))
-    flat = np.frombuffer(b"".join(parts), dtype=code)
-    items = pa.array(flat * SECOND_US).cast(slot.arrow.value_type) if slot.item == "seconds" else pa.array(flat)
-    return pa.ListArray.from_arrays(ends_, items, mask=pa.array(missing) if missing.any() else None)
+    counts = pa.array(np.array([0, *accumulate(len(part) // size for part in parts)], dtype=np.int32))
+    return _list_array(counts, np.frombuffer(b"".join(parts), dtype=code), slot, missing)

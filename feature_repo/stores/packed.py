@@ -210,8 +210,12 @@ class PackedOnlineStore(OnlineStore):
     def _columns(
         self, config: RepoConfig, plan: Plan, records: Sequence[bytes | None], at_us: int, expire: bool = True
     ) -> Columns:
-        found = np.array([record is not None for record in records], dtype=bool)
-        arrays, event_us = self._decoded(config, plan, [record for record in records if record is not None])
+        there: Sequence[bytes] = records  # type: ignore[assignment]
+        found = np.ones(len(records), dtype=bool)
+        if None in records:
+            found = np.array([record is not None for record in records], dtype=bool)
+            there = [record for record in records if record is not None]
+        arrays, event_us = self._decoded(config, plan, there)
         times_us = np.zeros(len(records), dtype=np.int64)
         times_us[found] = event_us
         stale = np.zeros(len(records), dtype=bool)
@@ -225,13 +229,14 @@ class PackedOnlineStore(OnlineStore):
 
     def _decoded(self, config: RepoConfig, plan: Plan, records: Sequence[bytes]) -> tuple[list[pa.Array], np.ndarray]:
         """Records of one layout in one go; those of several, each by its own."""
-        tags = {record[:TAG_BYTES] for record in records}
-        if tags <= {plan.layout.tag}:
-            return plan.layout.decode(records, plan.wanted)
+        head = plan.layout.heads(records)
+        if head is not None:
+            return plan.layout.decode(records, head, plan.wanted)
         parts, order = [], []
-        for tag in tags:
+        for tag in {record[:TAG_BYTES] for record in records}:
             rows = [at for at, record in enumerate(records) if record[:TAG_BYTES] == tag]
-            parts.append(self._layout(config, plan, tag).decode([records[at] for at in rows], plan.wanted))
+            some, layout = [records[at] for at in rows], self._layout(config, plan, tag)
+            parts.append(layout.decode(some, layout.checked(some, plan.view), plan.wanted))
             order += rows
         back = np.argsort(order)
         arrays = [pa.concat_arrays([p[0][at] for p in parts]).take(pa.array(back)) for at in range(len(plan.wanted))]

@@ -23,6 +23,7 @@ from feature_repo.stores.layout import Layout, times_of
 from feature_repo.stores.packed import PackedConfig, PackedOnlineStore
 
 PATIENCE_S = 30.0  # of a writer for another writer
+MAPPED_BYTES = 2**31
 MOST_KEYS = 30_000  # of one query; SQLite allows 32,766 variables
 
 
@@ -118,6 +119,7 @@ def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=PATIENCE_S)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
+    db.execute(f"PRAGMA mmap_size = {MAPPED_BYTES}")  # pages are read where they lie, not copied into a small cache
     db.execute("CREATE TABLE IF NOT EXISTS layouts (records TEXT, layout TEXT, PRIMARY KEY (records, layout))")
     return db
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -56,6 +57,12 @@ def arrays(layout: Layout, rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
     return {slot.name: pa.array([row[slot.name] for row in rows], slot.arrow) for slot in layout.slots}
 
 
+def decoded(layout: Layout, records: list[bytes], wanted: Sequence[Slot]) -> tuple[list[pa.Array], np.ndarray]:
+    head = layout.heads(records)
+    assert head is not None
+    return layout.decode(records, head, wanted)
+
+
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(made=tables(), times=st.lists(st.tuples(MICROS, MICROS), min_size=4, max_size=4))
 def test_what_goes_in_comes_out(made, times):
@@ -65,7 +72,7 @@ def test_what_goes_in_comes_out(made, times):
     records = layout.encode(given_, event, created)
     assert [times_of(record) for record in records] == times[: len(rows)]
     wanted = layout.slots[::-1]
-    read, read_event = Layout.parse(str(layout)).decode(records, wanted)
+    read, read_event = decoded(Layout.parse(str(layout)), records, wanted)
     assert read_event.tolist() == event.tolist()
     for slot, array in zip(wanted, read, strict=True):
         array.validate(full=True)
@@ -113,7 +120,7 @@ def test_not_a_number_is_missing_but_may_stand_in_a_vector():
     records = layout.encode(
         {"x": pa.array([nan], pa.float32()), "v": pa.array([[nan, 1.0]], pa.list_(pa.float32()))}, zero, zero
     )
-    x, v = layout.decode(records, layout.slots)[0]
+    x, v = decoded(layout, records, layout.slots)[0]
     assert x.to_pylist() == [None]
     assert np.isnan(v.to_pylist()[0][0])
 
@@ -122,8 +129,19 @@ def test_times_are_kept_to_the_second_as_in_feasts_protobufs():
     layout = Layout((Slot(name="t", item="seconds", length=None),))
     moment = datetime(2024, 1, 1, 0, 0, 1, 999_999, tzinfo=UTC)
     zero = np.zeros(1, dtype=np.int64)
-    (read,), _ = layout.decode(layout.encode({"t": pa.array([moment])}, zero, zero), layout.slots)
+    (read,), _ = decoded(layout, layout.encode({"t": pa.array([moment])}, zero, zero), layout.slots)
     assert read.to_pylist() == [moment.replace(microsecond=0)]
+
+
+def test_records_of_another_layout_and_damaged_ones_have_no_heads():
+    one, other = (Layout((Slot(name=name, item="string", length=None),)) for name in ("a", "b"))
+    zero = np.zeros(2, dtype=np.int64)
+    records = one.encode({"a": pa.array(["x", "y"])}, zero, zero)
+    assert len(one.heads(records)) == 2
+    assert other.heads(records) is None
+    assert one.heads([*records, records[0][:10]]) is None
+    with pytest.raises(LayoutError, match="a record of view 'v' is damaged"):
+        one.checked([records[0][:20]], "v")
 
 
 def test_another_type_or_length_is_another_layout():
@@ -131,7 +149,7 @@ def test_another_type_or_length_is_another_layout():
     assert one.tag != other.tag
     zero = np.zeros(1, dtype=np.int64)
     records = one.encode({"v": pa.array([[1.0, 2.0]], pa.list_(pa.float32()))}, zero, zero)
-    assert one.decode(records, other.slots)[0][0].to_pylist() == [None]
+    assert decoded(one, records, other.slots)[0][0].to_pylist() == [None]
     with pytest.raises(LayoutError, match="'v' is declared with vector_length 3, a row has 2"):
         other.encode({"v": pa.array([[1.0, 2.0]], pa.list_(pa.float32()))}, zero, zero)
 
