@@ -203,7 +203,7 @@ class Layout:
             head: what `heads` says of the records.
         """
         there = np.unpackbits(head["bits"], axis=1, bitorder="little")
-        whole: np.ndarray = there.all(axis=0)
+        whole = np.asarray(there.all(axis=0))
         starts: list[list[int]] | None = None
         arrays = []
         for slot in wanted:
