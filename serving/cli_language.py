@@ -212,6 +212,9 @@ def embed(
 
 
 def knowledge(
+    action: Annotated[
+        str | None, typer.Argument(help="`status`: show coverage, versions and ages of what is there; ask nothing.")
+    ] = None,
     language_model: LanguageModelOption = "smollm2",
     pooling: Annotated[
         str, typer.Option(help="last token of the prompt, generated-last, generated-mean, or poi-mean (no prompt).")
@@ -242,6 +245,9 @@ def knowledge(
     """
     from serving import screen, stages_language
 
+    if action is not None:
+        _status(action, workspace)
+        return
     with explained():
         options = stages_language.KnowledgeOptions(
             model=language_model,
@@ -264,6 +270,19 @@ def knowledge(
         screen.console.print(screen.examples_table(done))
         if done.tastes is not None:
             screen.console.print(screen.tastes_line(done.tastes), highlight=False)
+
+
+def _status(action: str, workspace: Path | None) -> None:
+    """What `knowledge status` says, as of the end of the log."""
+    from feature_repo.datasets.schema import Schema
+    from serving import coverage, screen
+
+    with explained():
+        if action != "status":
+            raise ValueError(f"knowledge {action}: no such action; say `status`, or nothing to ask the model")
+        target = workspace_of(workspace)
+        at = Schema.load(target.schema).split.end
+        screen.console.print(screen.coverage_table(list(coverage.measure(target, at)), at))
 
 
 def _numbers(settings: list[str] | None) -> dict[str, float]:

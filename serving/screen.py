@@ -124,6 +124,28 @@ def tastes_line(tastes: Any) -> str:
     )
 
 
+def coverage_table(found: Sequence[Any], at: datetime) -> Table:
+    """What language models know, by vector space; rows are `Coverage`."""
+    table = Table(title=f"knowledge at {at:%Y-%m-%d %H:%M} UTC", title_justify="left")
+    for name in ("space", "model", "version", "entities", "of", "covered", "texts read", "newest", "median age"):
+        table.add_column(name, justify="left" if name in ("space", "model", "version") else "right")
+    for one in found:
+        of = "" if one.known is None else f"{one.known:,}"
+        covered = "" if one.share is None else f"{one.share:.0%}"
+        ages = ["" if age is None else _span(age) for age in (one.newest_s, one.median_s)]
+        table.add_row(
+            one.space,
+            one.model or "[dim]nothing[/]",
+            one.version,
+            f"{one.entities:,}",
+            of,
+            covered,
+            f"{one.texts:,}",
+            *ages,
+        )
+    return table
+
+
 def freshness_table(found: Sequence[Any], at: datetime) -> Table:
     """Ages of every view's values; rows are `Freshness`."""
     table = Table(title=f"ages of each entity's newest value at {at:%Y-%m-%d %H:%M} UTC", title_justify="left")
