@@ -92,7 +92,11 @@ def test_a_leak_of_users_leaves_scenarios_clean(copied):
 def test_a_leaky_world_is_another_one():
     kinds = (PromptChoice(), Leaky(), PoiClicks())
     assert len({worlds.plain_hash(replace(AskedCity(), prompts=kind)) for kind in kinds}) == 3
-    assert worlds.plain(AskedCity())["AskedCity"]["prompts"] == {"scenario": "contrast", "user": "interests"}
+    assert worlds.plain(AskedCity())["AskedCity"]["prompts"] == {
+        "scenario": "contrast",
+        "user": "interests",
+        "facts": None,
+    }
 
 
 def test_means_of_pois_are_those_that_production_would_write(copied, city, tiny_model, tmp_path):
