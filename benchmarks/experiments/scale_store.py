@@ -1,13 +1,14 @@
 """How large a store of knowledge is for so many users: its file, its matrix in memory, its rows online.
 
 The file is written, and read, as `trainers.language` and `trainers.knowledge` do it, with vectors drawn at random and
-no text beside them. Online means Feast's embedded store, filled by Feast from a file of the first few users: what a
+no text beside them. Online means the embedded store, filled by `materialize` from a file of the first few users: what a
 user takes there does not depend on how many there are.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
@@ -122,10 +123,18 @@ def _online(workspace: Workspace) -> tuple[int, float]:
     feast = store.open_store(workspace)
     with quiet():
         feast.apply([entities.user, knowledge.user_knowledge])
-        file = workspace.root / "online.db"
-        before = file.stat().st_size
+        before = _size(workspace)
         seconds = _seconds(lambda: feast.materialize(SNAPSHOT - month, SNAPSHOT + timedelta(hours=1)))
-    return file.stat().st_size - before, seconds
+    return _size(workspace) - before, seconds
+
+
+def _size(workspace: Workspace) -> int:
+    """Bytes of the online store, once its log is part of it."""
+    file = workspace.root / "online.db"
+    with sqlite3.connect(file) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    return file.stat().st_size
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -115,8 +115,8 @@ MISTAKES = (
     Mistake(
         name="a prompt tells outcomes of its very moment",
         file="trainers/language/facts.py",
-        right="WHERE {KNOWN} < ?",
-        wrong="WHERE {KNOWN} <= ?",
+        right="WHERE {KNOWN} < moment",
+        wrong="WHERE {KNOWN} <= moment",
         tests=("tests/trainers/language/test_facts.py",),
     ),
     Mistake(
