@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -53,19 +52,18 @@ class Repo:
     name: str
     online: Mapping[str, Any]
     views: Sequence[str] = tuple(VIEWS)
-    packed: bool = field(init=False)
 
     def __post_init__(self) -> None:
         from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
         from feast.types import Array, Float32, Float64, Int64, String
         from feast.value_type import ValueType
 
-        self.packed = str(self.online["type"]).startswith("feature_repo.")
+        packed = str(self.online["type"]).startswith("feature_repo.")
         config: dict[str, Any] = {
             "registry": {"registry_type": "sql", "path": f"sqlite:///{self.folder}/{self.name}-registry.db"},
             "offline_store": {"type": "feature_repo.stores.asof.AsofOfflineStore"},
             "online_store": dict(self.online),
-            "batch_engine": {"type": "feature_repo.stores.fill.PackedEngine"} if self.packed else {"type": "local"},
+            "batch_engine": {"type": "feature_repo.stores.fill.PackedEngine"} if packed else {"type": "local"},
             "materialization": {"online_write_batch_size": 5000, "pull_latest_features": True},
         }
         self.store = FeatureStore(
@@ -108,9 +106,11 @@ class Repo:
 
         return read
 
-    def keys(self, view: str, ids: Sequence[str]) -> tuple[str, list[bytes]]:
-        plan = self.store._get_provider().online_store.prepare(self.store.config, self.store.get_feature_view(view))
-        return plan.table, plan.keys.of({key_of(view): ids})
+    def keys(self, views: Sequence[str], user: str, pois: Sequence[str]) -> list[tuple[str, list[bytes]]]:
+        """For each view its table and the keys of what is asked."""
+        packed, ids = self.store._get_provider().online_store, {"user": [user], "poi": pois}
+        plans = [packed.prepare(self.store.config, self.store.get_feature_view(view)) for view in views]
+        return [(plan.table, plan.keys.of({key_of(plan.view): ids[key_of(plan.view)]})) for plan in plans]
 
 
 def key_of(view: str) -> str:
@@ -134,40 +134,40 @@ def write_data(folder: Path, views: Sequence[str], counts: Mapping[str, int]) ->
         pq.write_table(pa.table({**table, "event_timestamp": times}), folder / f"{view}.parquet")
 
 
-def bare_redis(repo: Repo, views: Sequence[str]) -> Callable[[str, Sequence[str]], list[np.ndarray]]:
+Asking = Callable[[str, Sequence[str]], Callable[[], Any]]  # user, POIs -> the read that is timed
+
+
+def bare_redis(repo: Repo, views: Sequence[str]) -> Asking:
     from feature_repo.stores.packed_redis import _prefix
 
     config = repo.store.config
     client = repo.store._get_provider().online_store._client(config)
 
     def prepared(user: str, pois: Sequence[str]) -> Callable[[], list[np.ndarray]]:
-        keys = []
-        for view in views:
-            table, of_view = repo.keys(view, [user] if key_of(view) == "user" else pois)
-            keys += [_prefix(config, table) + key for key in of_view]
+        asked = repo.keys(views, user, pois)
+        keys = [prefix + key for table, of in asked for prefix in (_prefix(config, table),) for key in of]
         return lambda: [np.frombuffer(record, np.uint8) for record in client.mget(keys)]
 
-    return prepared  # type: ignore[return-value]
+    return prepared
 
 
-def bare_sqlite(repo: Repo, views: Sequence[str]) -> Callable[[str, Sequence[str]], list[np.ndarray]]:
+def bare_sqlite(repo: Repo, views: Sequence[str]) -> Asking:
     from feature_repo.stores.packed_sqlite import _table
 
     config = repo.store.config
     db = repo.store._get_provider().online_store._connection(config)
 
     def prepared(user: str, pois: Sequence[str]) -> Callable[[], list[np.ndarray]]:
-        queries = []
-        for view in views:
-            table, keys = repo.keys(view, [user] if key_of(view) == "user" else pois)
-            marks = ",".join("?" * len(keys))
-            queries.append((f"SELECT key, record FROM {_table(config, table)} WHERE key IN ({marks})", keys))
+        queries = [
+            (f"SELECT key, record FROM {_table(config, table)} WHERE key IN ({','.join('?' * len(keys))})", keys)
+            for table, keys in repo.keys(views, user, pois)
+        ]
         return lambda: [np.frombuffer(r, np.uint8) for query, keys in queries for _, r in db.execute(query, keys)]
 
-    return prepared  # type: ignore[return-value]
+    return prepared
 
 
-def timed(sides: Mapping[str, Callable[[str, Sequence[str]], Callable[[], Any]]], rounds: int) -> dict[str, float]:
+def timed(sides: Mapping[str, Asking], rounds: int) -> dict[str, float]:
     """Median seconds of every side; each round asks all of them for the same user and POIs."""
     rng = np.random.default_rng(1)
     taken: dict[str, list[float]] = {side: [] for side in sides}
@@ -213,7 +213,7 @@ def read_rows(folder: Path, redis: str, rounds: int) -> list[dict[str, Any]]:
             ours, bare = packed[store].reader(views), (bare_redis if store == "redis" else bare_sqlite)
             pois = [f"poi{n}" for n in range(POIS)]
             check(ours("user1", pois), feast[store].feast_read(views, "user1", pois))
-            sides: dict[str, Any] = {
+            sides: dict[str, Asking] = {
                 "ours": lambda user, pois, ours=ours: lambda: ours(user, pois),
                 "feast": lambda user, pois, s=store, v=views: lambda: feast[s].feast_read(v, user, pois),
                 "bare": bare(packed[store], views),
@@ -228,6 +228,8 @@ def read_rows(folder: Path, redis: str, rounds: int) -> list[dict[str, Any]]:
 
 def fill(folder: Path, store: str, redis: str) -> None:
     """Materialise one wide view in this process and print rows/s and the memory that it took above the imports."""
+    from report import peak_mib
+
     warnings.simplefilter("ignore")
     online = {
         "packed-redis": {"type": PACKED_REDIS, "connection_string": redis},
@@ -236,11 +238,11 @@ def fill(folder: Path, store: str, redis: str) -> None:
         "feast-sqlite": {"type": "sqlite", "path": f"{folder}/fill-feast.db"},
     }[store]
     repo = Repo(folder, f"fill_{store.replace('-', '_')}", online, views=("poi_text",))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     started = time.perf_counter()
     repo.materialize()
     seconds = time.perf_counter() - started
-    mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    mib = peak_mib() - before
     found = repo.feast_read(["poi_text"], "", [f"poi{FILLED - 1}"])
     assert len(found[f"poi_text_v{LARGE}"][0]) == LARGE
     print(json.dumps({"rows_per_s": FILLED / seconds, "mib": mib}))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -120,6 +119,8 @@ def polars_job(folder: Path) -> Callable[[], pa.Table]:
 
 def measure(engine: str, folder: Path) -> None:
     """Run one engine in this process and print its measurements as JSON."""
+    from report import peak_mib
+
     warnings.simplefilter("ignore")
     jobs: dict[str, Callable[[], Callable[[], pa.Table]]] = {
         "asof-store": lambda: feast_job(folder, "feature_repo.stores.asof.AsofOfflineStore"),
@@ -128,11 +129,11 @@ def measure(engine: str, folder: Path) -> None:
         "polars": lambda: polars_job(folder),
     }
     join = jobs[engine]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     started = time.perf_counter()
     table = join()
     seconds = time.perf_counter() - started
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    memory = peak_mib() - before
     checksum = [pc.sum(table[f"value_{view}"]).as_py() for view in range(VIEWS)]
     print(json.dumps({"seconds": seconds, "mib": memory, "rows": len(table), "checksum": checksum}))
 

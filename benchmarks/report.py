@@ -55,6 +55,15 @@ def machine() -> str:
     return f"{cpu.partition(':')[2].strip() or platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
 
 
+def peak_mib() -> float:
+    """The largest memory that this process had since it became this program, in MiB.
+
+    Not `getrusage`: its maximum counts the memory of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) / 2**10
+
+
 def commit() -> str:
     """The commit that was measured, with a mark where the tree had changes."""
     here = Path(__file__).parent

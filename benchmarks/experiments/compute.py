@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from datetime import UTC, datetime
 
 import numpy as np
@@ -15,7 +14,7 @@ from benchmarks.experiments.popularity import Popularity
 from benchmarks.experiments.scenario_rows import Parts
 from benchmarks.experiments.slices import slices
 from benchmarks.experiments.worlds import Prepared
-from benchmarks.report import machine
+from benchmarks.report import machine, peak_mib
 from feature_repo import columns
 from feature_repo.scenes import features_of
 from trainers import rank
@@ -57,7 +56,7 @@ def compute(cell: Cell, places: Places) -> tuple[Result, Scores]:
         inference_ms=measures.inference_ms(ranker, asked),
         inference_mflops=measures.inference_mflops(ranker, asked),
         parameters=measures.parameters(ranker),
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        peak_mib=peak_mib(),
         language_models=_versions(cell, places),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=machine(),
@@ -79,7 +78,7 @@ def _counted(rule: Popularity, parts: Parts, world: Prepared) -> tuple[Result, S
         inference_ms=0.0,
         inference_mflops=0.0,
         parameters=0,
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        peak_mib=peak_mib(),
         language_models={},
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=machine(),

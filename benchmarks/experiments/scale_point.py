@@ -7,7 +7,6 @@ batch. Quality is not looked at. One process measures one point, so that its lar
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.experiments.measures import CANDIDATES, parameters
+from benchmarks.report import peak_mib
 from trainers.batch import Batch
 from trainers.batches import InMemory
 from trainers.bundle import spaces_of
@@ -207,11 +207,6 @@ def _kept_mib(ranker: Ranker) -> float:
 
 def _mib(tensor: Tensor) -> float:
     return tensor.nbytes / 2**20
-
-
-def peak_mib() -> float:
-    """The largest memory that this process had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.experiments.scale_point import VECTOR_WIDTH, peak_mib
+from benchmarks.experiments.scale_point import VECTOR_WIDTH
+from benchmarks.report import peak_mib
 from feature_repo import columns
 from feature_repo.datasets.schema import TIME, Schema, Split
 from feature_repo.workspace import ENVIRONMENT_VARIABLE, Workspace

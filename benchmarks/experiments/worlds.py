@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 from benchmarks.experiments.asked import PromptChoice
 from benchmarks.experiments.places import REPOSITORY, Places
 from benchmarks.experiments.vectors import SPACES, Vectors
+from benchmarks.report import peak_mib
 from feature_repo import columns
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.schema import TIME, Schema
@@ -159,7 +159,7 @@ def prepare(world: World, places: Places, report: Progress = lambda what, done, 
         pulled=str(pulled.relative_to(workspace.root)),
         features=features,
         seconds=seconds,
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        peak_mib=peak_mib(),
     )
     staged = workspace.root / f".{NOTE}"
     staged.write_text(json.dumps(asdict(note), indent=1))

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from benchmarks.experiments.check_ins.pairs import Pairs
 from benchmarks.experiments.check_ins.world import CheckInWorld, Prepared, load
 from benchmarks.experiments.compute import service_of
 from benchmarks.experiments.places import Places
-from benchmarks.report import machine
+from benchmarks.report import machine, peak_mib
 from trainers import rank
 from trainers.batch import Batch
 from trainers.bundle import Bundle
@@ -95,7 +94,7 @@ def compute(cell: Cell, places: Places) -> tuple[Result, Ranks]:
         inference_ms=measures.inference_ms(bundle.ranker, asked),
         inference_mflops=measures.inference_mflops(bundle.ranker, asked),
         parameters=measures.parameters(bundle.ranker),
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        peak_mib=peak_mib(),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=machine(),
     )

@@ -10,7 +10,6 @@ Pieces are kept as they come, so that a pull that was interrupted goes on.
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -28,6 +27,7 @@ from benchmarks.experiments.check_ins.pairs import Pairs, Retrieval, candidates,
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.vectors import SPACES
 from benchmarks.experiments.worlds import NOTE, Note, Progress
+from benchmarks.report import peak_mib
 from feature_repo.datasets.choose import Choice, DatasetName, Options, choose
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace, activate
@@ -116,7 +116,7 @@ def prepare(world: CheckInWorld, places: Places, report: Progress = lambda what,
         pulled="pairs",
         features={model: services.feature_references(getattr(services, model)) for model in MODELS},
         seconds=seconds,
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        peak_mib=peak_mib(),
     )
     with staged(workspace.root / NOTE) as file:
         file.write_text(json.dumps(asdict(note), indent=1))

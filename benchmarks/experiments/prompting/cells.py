@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import time
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ from benchmarks.experiments.places import Places
 from benchmarks.experiments.prompting.people import facts_of, people_of
 from benchmarks.experiments.vectors import PROMPT_LENGTH, LanguageModel, Reading, read
 from benchmarks.experiments.worlds import matrix_of, plain, plain_hash
-from benchmarks.report import machine
+from benchmarks.report import machine, peak_mib
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
 from trainers.knowledge import POI_SPACE, VectorMatrix
@@ -177,7 +176,7 @@ def compute(cell: PromptCell, places: Places) -> tuple[Result, Vectors]:
         over=float((asked.tokens > cell.limit).mean()) if cell.level == "user" else 0.0,
         seconds=seconds,
         identity=_identity(cell, places),
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        peak_mib=peak_mib(),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=machine(),
     )
