@@ -21,7 +21,7 @@ from feast.utils import _get_column_names
 
 from feature_repo.stores.duck import relation_of
 from feature_repo.stores.layout import NEVER
-from feature_repo.stores.packed import PackedOnlineStore, micros_of
+from feature_repo.stores.packed import PackedOnlineStore, Plan, micros_of
 from feature_repo.workspace import Workspace
 
 KNOWN, EVENT, CREATED = "__known", "__event", "__created"
@@ -53,24 +53,23 @@ class Replay:
         assert isinstance(online, PackedOnlineStore)
         self._online = online
         self._config = store.config
-        self._feeds = [_feed(store, store.get_feature_view(name)) for name in views]
+        self._feeds = [_feed(store, online, store.get_feature_view(name)) for name in views]
 
     def advance(self, until_us: int) -> None:
         """Have the store hold what was known at this moment (microseconds UTC), which is no earlier than the last."""
         for feed in self._feeds:
             if len(rows := feed.until(until_us)):
                 columns = {name: rows[name] for name in rows.column_names}
-                plan = self._online.prepare(self._config, feed.view)
-                keys = plan.keys.of({name: columns[name].to_pylist() for name in plan.keys.types})
+                keys = feed.plan.keys.of({name: columns[name].to_pylist() for name in feed.plan.keys.types})
                 event, created = (np.asarray(columns[name]) for name in (EVENT, CREATED))
-                self._online.write(self._config, feed.view, keys, columns, event, created)
+                self._online.write(self._config, feed.plan, keys, columns, event, created)
 
 
 @dataclass
 class _Feed:
     """The rows of one view that are still to come, by when they are known."""
 
-    view: FeatureView
+    plan: Plan
     keys: list[str]
     rows: pl.DataFrame
     at: int = 0
@@ -85,7 +84,7 @@ class _Feed:
         return table
 
 
-def _feed(store: FeatureStore, view: FeatureView) -> _Feed:
+def _feed(store: FeatureStore, online: PackedOnlineStore, view: FeatureView) -> _Feed:
     source: Any = view.batch_source
     entities = [store.get_entity(name) for name in view.entities]
     keys, features, time, created = _get_column_names(view, entities)
@@ -99,4 +98,4 @@ def _feed(store: FeatureStore, view: FeatureView) -> _Feed:
     rows = named.with_columns(
         pl.Series(EVENT, event_us), pl.Series(CREATED, created_us), pl.Series(KNOWN, np.maximum(event_us, created_us))
     )
-    return _Feed(view, joined, rows.drop_nulls(joined).sort(KNOWN, maintain_order=True))
+    return _Feed(online.prepare(store.config, view), joined, rows.drop_nulls(joined).sort(KNOWN, maintain_order=True))

@@ -23,7 +23,6 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.utils import _get_column_names
 
-from feature_repo.stores.keys import EntityKeys
 from feature_repo.stores.latest import LatestJob
 from feature_repo.stores.layout import NEVER, PROTOBUF, Layout
 from feature_repo.stores.packed import PackedOnlineStore, micros_of
@@ -77,15 +76,15 @@ class PackedEngine(LocalComputeEngine):
             end_date=task.end_time,
         )
         named = dict(source.field_mapping)
-        of_view = EntityKeys.of_view(view)
+        plan = store.prepare(self.repo_config, view)
         for batch in _batches(job, self.batch_rows):
             columns = {
                 named.get(name, name): column for name, column in zip(batch.schema.names, batch.columns, strict=True)
             }
             store.write(
                 self.repo_config,
-                view,
-                of_view.of({name: columns[name].to_pylist() for name in of_view.types}),
+                plan,
+                plan.keys.of({name: columns[name].to_pylist() for name in plan.keys.types}),
                 columns,
                 micros_of(columns[named.get(time, time)]),
                 micros_of(columns[named.get(created, created)])

@@ -14,8 +14,6 @@ import pyarrow as pa
 
 from feature_repo.stores.duck import DuckConfig, LazyJob, configure, quoted, text
 
-BATCH_ROWS = 50_000
-
 
 class LatestJob(LazyJob):
     """Of each entity the row with the newest event time, then the newest creation time. Rows without a key belong to no
@@ -49,16 +47,17 @@ class LatestJob(LazyJob):
     def to_batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         """The answer in batches of about `rows`, computed as they are wanted."""
         with duckdb.connect() as db:
-            configure(db, self._config)
             db.execute("SET preserve_insertion_order = false")
-            query = self._of_files(self._relation) if isinstance(self._relation, str) else self._of_table(db)
-            yield from db.execute(query, [_utc(moment) for moment in self._between]).to_arrow_reader(rows)
+            yield from self._asked(db).to_arrow_reader(rows)
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         with duckdb.connect() as db:
-            configure(db, self._config)
-            query = self._of_files(self._relation) if isinstance(self._relation, str) else self._of_table(db)
-            return db.execute(query, [_utc(moment) for moment in self._between]).to_arrow_table()
+            return self._asked(db).to_arrow_table()
+
+    def _asked(self, db: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+        configure(db, self._config)
+        query = self._of_files(self._relation) if isinstance(self._relation, str) else self._of_table(db)
+        return db.execute(query, [_utc(moment) for moment in self._between])
 
     def _of_files(self, path: str) -> str:
         """A row of a file is told by the file and its number."""

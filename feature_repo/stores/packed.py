@@ -10,13 +10,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import FeatureView
+from feast import Entity, FeatureView
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.online_store import OnlineStore
@@ -29,7 +29,8 @@ from feast.value_type import ValueType
 from feature_repo.stores.keys import VERSION, EntityKeys
 from feature_repo.stores.layout import NEVER, PROTOBUF, TAG_BYTES, Layout, LayoutError, Slot
 
-MICROSECOND = 1e-6
+MICROSECOND = timedelta(microseconds=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 
 
@@ -101,6 +102,14 @@ class PackedOnlineStore(OnlineStore):
         """The event time of every record of a table, int64 microseconds, in no order. Reads them all."""
 
     @abstractmethod
+    def create(self, config: RepoConfig, table: str) -> None:
+        """Have a place for the records of a table."""
+
+    @abstractmethod
+    def drop(self, config: RepoConfig, table: str) -> None:
+        """Delete all records of a table, and the descriptions of their layouts."""
+
+    @abstractmethod
     def announce(self, config: RepoConfig, table: str, layout: Layout) -> None:
         """Keep the description of a layout beside the records that have it."""
 
@@ -124,7 +133,7 @@ class PackedOnlineStore(OnlineStore):
             keys=EntityKeys.of_view(view),
             layout=layout,
             wanted=tuple(slots[name] for name in (slots if features is None else features)),
-            ttl_us=int(view.ttl.total_seconds() / MICROSECOND) if view.ttl else 0,
+            ttl_us=view.ttl // MICROSECOND if view.ttl else 0,
         )
 
     def read(
@@ -154,14 +163,13 @@ class PackedOnlineStore(OnlineStore):
     def write(
         self,
         config: RepoConfig,
-        view: FeatureView,
+        plan: Plan,
         keys: Sequence[bytes],
         values: Mapping[str, pa.Array],
         event_us: np.ndarray,
         created_us: np.ndarray,
     ) -> None:
-        """Write n entities of one view; see `Layout.encode`."""
-        plan = self.prepare(config, view)
+        """Write n entities of one view, with all of its features; see `Layout.encode`."""
         records = plan.layout.encode(values, event_us, created_us)
         if (plan.table, plan.layout.tag) not in self._announced:
             self.announce(config, plan.table, plan.layout)
@@ -172,14 +180,15 @@ class PackedOnlineStore(OnlineStore):
         self, config: RepoConfig, table: FeatureView, data: list[Row], progress: Callable[[int], Any] | None
     ) -> None:
         """Feast's way in: rows as protobufs."""
+        plan = self.prepare(config, table)
         keys = [serialize_entity_key(key, VERSION) for key, *_ in data]
         values = {
             slot.name: pa.array([_plain(row.get(slot.name), slot) for _, row, *_ in data], slot.arrow)
-            for slot in Layout.of_view(table).slots
+            for slot in plan.layout.slots
         }
         event_us = np.array([_microseconds(event) for *_, event, _ in data], dtype=np.int64)
         created_us = np.array([NEVER if c is None else _microseconds(c) for *_, c in data], dtype=np.int64)
-        self.write(config, table, keys, values, event_us, created_us)
+        self.write(config, plan, keys, values, event_us, created_us)
         if progress:
             progress(len(data))
 
@@ -196,12 +205,33 @@ class PackedOnlineStore(OnlineStore):
         read = self._columns(config, plan, records, _microseconds(datetime.now(UTC)), config.online_store.expire)
         kinds = {f.name: f.dtype.to_value_type() for f in table.features}
         protos = {slot.name: _protobufs(read.values[slot.name], slot, kinds[slot.name]) for slot in plan.wanted}
-        times = [datetime.fromtimestamp(time * MICROSECOND, UTC) for time in read.times_us.tolist()]
+        times = [EPOCH + time * MICROSECOND for time in read.times_us.tolist()]
         there = read.found & ~read.stale
         return [
             (times[at], {name: of_name[at] for name, of_name in protos.items()}) if there[at] else (None, None)
             for at in range(len(records))
         ]
+
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[FeatureView],
+        tables_to_keep: Sequence[FeatureView],
+        entities_to_delete: Sequence[Entity],
+        entities_to_keep: Sequence[Entity],
+        partial: bool,
+    ) -> None:
+        """Feast's `apply`."""
+        for view in tables_to_keep:
+            self.create(config, self.prepare(config, view).table)
+        self.teardown(config, tables_to_delete, entities_to_delete)
+
+    def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
+        """Feast's `teardown`."""
+        for view in tables:
+            table = self.prepare(config, view).table
+            self.drop(config, table)
+            self._announced = {(of, tag) for of, tag in self._announced if of != table}
 
     def _is_versioned_read_supported(self) -> bool:
         """Feast asks its own stores by their classes."""
@@ -265,17 +295,16 @@ def micros_of(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
 def _microseconds(time: datetime) -> int:
     """Times without a zone are UTC, as everywhere in Feast."""
     aware = time.replace(tzinfo=UTC) if time.tzinfo is None else time
-    since = aware - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return (aware - EPOCH) // MICROSECOND
 
 
 def _plain(value: Value | None, slot: Slot) -> Any:
     """A protobuf as Arrow takes it; None for none and for one that holds nothing."""
     if value is None or value.WhichOneof("val") is None:
         return None
-    return (
-        value.SerializeToString(deterministic=True) if slot.item == PROTOBUF else feast_value_type_to_python_type(value)
-    )
+    if slot.item == PROTOBUF:
+        return value.SerializeToString(deterministic=True)
+    return feast_value_type_to_python_type(value)
 
 
 def _protobufs(array: pa.Array, slot: Slot, kind: ValueType) -> list[Value]:

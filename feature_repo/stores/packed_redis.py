@@ -73,7 +73,7 @@ class PackedRedisOnlineStore(PackedOnlineStore):
 
     def times(self, config: RepoConfig, table: str) -> np.ndarray:
         client, found = self._client(config), []
-        for some in _batches(client.scan_iter(_escaped(_prefix(config, table)) + b"*", count=CALL_KEYS)):
+        for some in self._keys(config, table):
             with client.pipeline(transaction=False) as pipe:
                 for key in some:
                     pipe.getrange(key, TIMES.start, TIMES.start + 7)
@@ -87,6 +87,18 @@ class PackedRedisOnlineStore(PackedOnlineStore):
     def announced(self, config: RepoConfig, table: str) -> list[Layout]:
         return [Layout.parse(text.decode()) for text in self._client(config).hvals(_layouts(config, table))]
 
+    def create(self, config: RepoConfig, table: str) -> None:
+        """Nothing: keys need no table."""
+
+    def drop(self, config: RepoConfig, table: str) -> None:
+        client = self._client(config)
+        for some in self._keys(config, table):
+            with client.pipeline(transaction=False) as pipe:
+                for key in some:
+                    pipe.unlink(key)
+                pipe.execute()
+        client.delete(_layouts(config, table))
+
     def update(
         self,
         config: RepoConfig,
@@ -96,20 +108,13 @@ class PackedRedisOnlineStore(PackedOnlineStore):
         entities_to_keep: Sequence[Entity],
         partial: bool,
     ) -> None:
-        if config.online_store.full_scan_for_deletion:
-            self.teardown(config, tables_to_delete, entities_to_delete)
+        """Deletes nothing where the whole server is not to be scanned for what to delete."""
+        gone = tables_to_delete if config.online_store.full_scan_for_deletion else ()
+        super().update(config, gone, tables_to_keep, entities_to_delete, entities_to_keep, partial)
 
-    def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
-        client = self._client(config)
-        for view in tables:
-            table = self.prepare(config, view).table
-            for some in _batches(client.scan_iter(_escaped(_prefix(config, table)) + b"*", count=CALL_KEYS)):
-                with client.pipeline(transaction=False) as pipe:
-                    for key in some:
-                        pipe.unlink(key)
-                    pipe.execute()
-            client.delete(_layouts(config, table))
-            self._announced = {(of, tag) for of, tag in self._announced if of != table}
+    def _keys(self, config: RepoConfig, table: str) -> Iterator[list[bytes]]:
+        """All keys of a table, some at a time."""
+        return _batches(self._client(config).scan_iter(_escaped(_prefix(config, table)) + b"*", count=CALL_KEYS))
 
     def _client(self, config: RepoConfig) -> Any:
         return self._feast._get_client(config.online_store)

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from feast import Entity, FeatureView
 from feast.repo_config import RepoConfig
 
 from feature_repo.stores.layout import Layout, times_of
@@ -66,8 +65,8 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
         return np.zeros(0, dtype=np.int64)
 
     def announce(self, config: RepoConfig, table: str, layout: Layout) -> None:
+        self.create(config, table)
         with self._connection(config) as db:
-            _create(db, config, table)
             db.execute("INSERT OR IGNORE INTO layouts VALUES (?, ?)", (_table(config, table), str(layout)))
 
     def announced(self, config: RepoConfig, table: str) -> list[Layout]:
@@ -75,32 +74,18 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
         found = db.execute("SELECT layout FROM layouts WHERE records = ?", (_table(config, table),))
         return [Layout.parse(text) for (text,) in found]
 
-    def update(
-        self,
-        config: RepoConfig,
-        tables_to_delete: Sequence[FeatureView],
-        tables_to_keep: Sequence[FeatureView],
-        entities_to_delete: Sequence[Entity],
-        entities_to_keep: Sequence[Entity],
-        partial: bool,
-    ) -> None:
-        kept = [self.prepare(config, view).table for view in tables_to_keep]
+    def create(self, config: RepoConfig, table: str) -> None:
         with self._connection(config) as db:
-            for table in kept:
-                _create(db, config, table)
-            for view in tables_to_delete:
-                self._drop(db, config, self.prepare(config, view).table)
+            db.execute(
+                f"CREATE TABLE IF NOT EXISTS {_table(config, table)} "
+                "(key BLOB PRIMARY KEY, event INTEGER NOT NULL, created INTEGER NOT NULL, record BLOB NOT NULL)"
+            )
 
-    def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
-        with self._connection(config) as db:
-            for view in tables:
-                self._drop(db, config, self.prepare(config, view).table)
-
-    def _drop(self, db: sqlite3.Connection, config: RepoConfig, table: str) -> None:
+    def drop(self, config: RepoConfig, table: str) -> None:
         name = _table(config, table)
-        db.execute(f"DROP TABLE IF EXISTS {name}")
-        db.execute("DELETE FROM layouts WHERE records = ?", (name,))
-        self._announced = {(of, tag) for of, tag in self._announced if of != table}
+        with self._connection(config) as db:
+            db.execute(f"DROP TABLE IF EXISTS {name}")
+            db.execute("DELETE FROM layouts WHERE records = ?", (name,))
 
     def _connection(self, config: RepoConfig) -> sqlite3.Connection:
         path = Path(config.online_store.path)
@@ -122,13 +107,6 @@ def _open(path: Path) -> sqlite3.Connection:
     db.execute(f"PRAGMA mmap_size = {MAPPED_BYTES}")  # pages are read where they lie, not copied into a small cache
     db.execute("CREATE TABLE IF NOT EXISTS layouts (records TEXT, layout TEXT, PRIMARY KEY (records, layout))")
     return db
-
-
-def _create(db: sqlite3.Connection, config: RepoConfig, table: str) -> None:
-    db.execute(
-        f"CREATE TABLE IF NOT EXISTS {_table(config, table)} "
-        "(key BLOB PRIMARY KEY, event INTEGER NOT NULL, created INTEGER NOT NULL, record BLOB NOT NULL)"
-    )
 
 
 def _records(db: sqlite3.Connection, name: str, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -70,8 +70,8 @@ def feeding(monkeypatch: pytest.MonkeyPatch, view: str, change: Change) -> None:
     """Give the online store other rows of one view than there are."""
     usual = replay._feed
 
-    def changed(store: Any, of: Any) -> Any:
-        feed = usual(store, of)
+    def changed(store: Any, packed: Any, of: Any) -> Any:
+        feed = usual(store, packed, of)
         if of.name == view:
             feed.rows = change(feed.rows).sort(replay.KNOWN, maintain_order=True)
         return feed

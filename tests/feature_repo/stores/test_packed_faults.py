@@ -61,10 +61,11 @@ def packed(store: FeatureStore) -> PackedOnlineStore:
 def write(store: FeatureStore, view: FeatureView, number: int) -> None:
     """One batch: every entity gets the number, at a time of its own."""
     online = packed(store)
-    keys = online.prepare(store.config, view).keys.of({"poi": IDS})
+    plan = online.prepare(store.config, view)
+    keys = plan.keys.of({"poi": IDS})
     event_us = np.full(ENTITIES, int(START.timestamp()) * 1_000_000 + number, dtype=np.int64)
     values = {"n": pa.array([number] * ENTITIES), "s": pa.array([f"{number} " * 100] * ENTITIES)}
-    online.write(store.config, view, keys, values, event_us, event_us)
+    online.write(store.config, plan, keys, values, event_us, event_us)
 
 
 def numbers(store: FeatureStore, view: FeatureView) -> set[int | None]:
@@ -159,11 +160,12 @@ def test_a_full_disk_is_an_error_and_what_was_there_stays(tmp_path):
     db = online._connection(store.config)  # type: ignore[attr-defined]
     pages = db.execute("PRAGMA page_count").fetchone()[0]
     db.execute(f"PRAGMA max_page_count = {pages}")
-    keys = online.prepare(store.config, view).keys.of({"poi": [f"new{n}" for n in range(5000)]})
+    plan = online.prepare(store.config, view)
+    keys = plan.keys.of({"poi": [f"new{n}" for n in range(5000)]})
     event_us = np.full(5000, 9, dtype=np.int64)
     values = {"n": pa.array([2] * 5000), "s": pa.array(["y" * 500] * 5000)}
     with pytest.raises(Exception, match="full"):
-        online.write(store.config, view, keys, values, event_us, event_us)
+        online.write(store.config, plan, keys, values, event_us, event_us)
     assert numbers(store, view) == {1}
     read = online.read_columns(store.config, view, {"poi": [f"new{n}" for n in range(5000)]}, at=START)
     assert not read.found.any(), "nothing of the batch is there"
