@@ -34,7 +34,7 @@ from serving.options import (
     root_of,
     workspace_of,
 )
-from serving.stages import MODELS
+from serving.stages import IMPRESSIONS, MODELS
 
 app = typer.Typer(
     help="Ranks places for people, in the moment. The verbs below are the stages of one loop; `run` does them all.",
@@ -238,7 +238,7 @@ def train(
 @app.command()
 def prove(
     model: Annotated[str, typer.Option(help="A bundle of the workspace.")] = "larr",
-    impressions: Annotated[int, typer.Option(help="At least so many, of the log's test part.")] = 1000,
+    impressions: Annotated[int, typer.Option(help="At least so many, of the log's test part.")] = IMPRESSIONS,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Replay logged impressions online and pull them offline: is every value the same, bit by bit? Exit status 1 where

@@ -26,7 +26,6 @@ from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
 from serving import screen, stages
 from serving.client import Access, Asker, Recommender, Wish
-from serving.prove import IMPRESSIONS
 
 START_SECONDS = 60.0
 
@@ -65,7 +64,7 @@ def build(workspace: Workspace, job: Job) -> None:
             stages.train(workspace, store, pulled, options, report)
     for model in job.models:
         with screen.stage(f"prove that {model} reads the same online as in training") as report:
-            certificate = stages.prove(workspace, store, model, IMPRESSIONS, report)
+            certificate = stages.prove(workspace, store, model, stages.IMPRESSIONS, report)
         if not certificate.valid:
             screen.console.print(screen.differences_table(certificate))
             raise ValueError(f"{model} would read other values online than in training: see above")

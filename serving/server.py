@@ -23,7 +23,7 @@ from grpc_status import rpc_status
 
 from feature_repo.store import open_store
 from feature_repo.workspace import Workspace
-from serving import prove, wire
+from serving import certificate, wire
 from serving.auth import Tls, TokenInterceptor, require_loopback
 from serving.features import FeatureReader
 from serving.metrics import Metrics, MetricsInterceptor
@@ -174,8 +174,8 @@ def open_pipeline(workspace: Workspace, bundle: Path, index: Path | None, *, unp
 
 def _is_proven(folder: Path, bundle: bundles.Bundle, unproven: bool) -> bool:
     try:
-        prove.check(folder, bundle)
-    except prove.Unproven as error:
+        certificate.check(folder, bundle)
+    except certificate.Unproven as error:
         if not unproven:
             raise
         log.warning("%s", error)

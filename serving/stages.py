@@ -30,6 +30,7 @@ MODELS = ("ple", "ple_scene_ids", "larr")
 # Model -> its service. Each service holds what those before hold; the last one is there once a language model was asked
 # about users and scenarios (`knowledge`).
 SERVICES = {**{model: model for model in MODELS}, "llm4msr": "llm4msr", "larr_llm4msr": "llm4msr"}
+IMPRESSIONS = 1000  # that a proof compares at least
 Report = Callable[[str, int, int], None]  # what, done, total
 
 
@@ -69,7 +70,7 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     """Raw log -> source tables and behaviour statistics. Returns whether anything was done."""
     from feature_repo import aggregates
 
-    made_by = _code(
+    made_by = code_of(
         "feature_repo/datasets", "feature_repo/scenes.py", "feature_repo/aggregates.py", "feature_repo/like_minded.py"
     )
     stamp = Stamp.of(workspace, "data", config=repr(choice.config), files=_files(choice.files), code=made_by)
@@ -155,7 +156,7 @@ def embed(workspace: Workspace, options: EmbedOptions, report: Report) -> bool:
         "embed",
         versions=[config.version(space) for space in columns.KNOWLEDGE],
         sources=_files(workspace.sources.glob("*.parquet")),
-        code=_code("trainers/language", "feature_repo/scenes.py"),
+        code=code_of("trainers/language", "feature_repo/scenes.py"),
     )
     if stamp.fresh:
         return False
@@ -182,7 +183,7 @@ def materialize(workspace: Workspace, store: Any, end: datetime | None = None, r
     end = end or Schema.load(workspace.schema).split.end
     files = [*workspace.sources.glob("*.parquet"), *workspace.knowledge.glob("*.parquet")]
     online = workspace.feature_store_yaml.read_text()
-    code = _code("feature_repo")
+    code = code_of("feature_repo")
     stamp = Stamp.of(workspace, "materialize", end=end, files=_files(files), store=_digest(online), code=code)
     if stamp.fresh:
         return False
@@ -271,7 +272,7 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
         f"train-{options.name}",
         options=repr(options),
         pulled=(pulled / "state.json").read_text(),
-        code=_code("trainers", "feature_repo"),
+        code=code_of("trainers", "feature_repo"),
     )
     if stamp.fresh and folder.exists():
         return folder
@@ -299,13 +300,14 @@ def prove(workspace: Workspace, store: Any, name: str, impressions: int, report:
 
     A certificate that still holds is not made again.
     """
+    from serving import certificate
     from serving import prove as proofs
     from trainers import bundle as bundles
 
     folder = workspace.bundles / name
     bundle = bundles.load(folder)
-    with suppress(proofs.Unproven):
-        found = proofs.check(folder, bundle)
+    with suppress(certificate.Unproven):
+        found = certificate.check(folder, bundle)
         if found.impressions >= impressions:
             return found
     with quiet():
@@ -341,7 +343,7 @@ def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path
     from trainers.training_set import read_part
 
     state = (pulled / "state.json").read_text()
-    stamp = Stamp.of(workspace, "index", seed=seed, pulled=state, code=_code("trainers", "feature_repo"))
+    stamp = Stamp.of(workspace, "index", seed=seed, pulled=state, code=code_of("trainers", "feature_repo"))
     if stamp.fresh and workspace.index.exists():
         return workspace.index
     stamp.clear()
@@ -374,7 +376,7 @@ def _files(paths: Iterable[Path]) -> dict[str, list[int]]:
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(paths)}
 
 
-def _code(*places: str) -> str:
+def code_of(*places: str) -> str:
     """A hash over the sources (and tables) at these places of the project."""
     root = REPOSITORY.parent
     files = [

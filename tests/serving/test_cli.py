@@ -32,6 +32,11 @@ def files(workspace: Workspace) -> dict[str, int]:
     return {name: path.stat().st_mtime_ns for name, path in found.items() if path.name not in REWRITTEN}
 
 
+def test_a_verb_that_asks_a_server_loads_neither_feast_nor_torch(checkout):
+    loaded = "import sys, serving.cli, serving.demo, serving.client; print(*sys.modules)"
+    assert not {"feast", "torch", "polars"} & set(checkout.run("-c", loaded).stdout.split())
+
+
 def test_help_names_every_verb(scenerank):
     done = scenerank("--help")
     assert done.exit_code == 0

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from feature_repo import columns
-from serving import online, prove, replay
+from serving import certificate, online, prove, replay
 from serving.online import ValueStatus
 from serving.server import open_pipeline
 from trainers import bundle as bundles
@@ -38,17 +38,17 @@ def store(city) -> Any:
 
 
 @pytest.fixture
-def proved(city, store, bundle) -> Callable[..., prove.Certificate]:
+def proved(city, store, bundle) -> Callable[..., certificate.Certificate]:
     return lambda of=bundle: prove.prove(city.workspace, store, of, IMPRESSIONS)
 
 
 def test_the_certificate_of_a_bundle_covers_every_case_and_every_status(city, bundle):
-    certificate = prove.check(city.workspace.bundles / "larr", bundle)
-    assert certificate.valid
-    assert certificate.impressions >= 200
-    assert set(certificate.cases) == set(prove.CASES)
-    assert set(certificate.values) == {s.name.lower() for s in ValueStatus}
-    assert min(certificate.values.values()) > 0
+    found = certificate.check(city.workspace.bundles / "larr", bundle)
+    assert found.valid
+    assert found.impressions >= 200
+    assert set(found.cases) == set(prove.CASES)
+    assert set(found.values) == {s.name.lower() for s in ValueStatus}
+    assert min(found.values.values()) > 0
     assert "all agree" in city.printed["prove"]
 
 
@@ -185,9 +185,9 @@ def folder(city, tmp_path) -> Path:
     return copy
 
 
-def certificate_of(city: Any, **changes: Any) -> prove.Certificate:
+def certificate_of(city: Any, **changes: Any) -> certificate.Certificate:
     folder = city.workspace.bundles / "larr"
-    return replace(prove.check(folder, bundles.load(folder)), **changes)
+    return replace(certificate.check(folder, bundles.load(folder)), **changes)
 
 
 def test_a_server_takes_a_proven_bundle_and_says_so(city):
@@ -195,7 +195,9 @@ def test_a_server_takes_a_proven_bundle_and_says_so(city):
 
 
 def test_a_server_takes_no_bundle_without_a_certificate_unless_told_to(city, folder):
-    with pytest.raises(prove.Unproven, match=r"no certificate .* run `scenerank prove`, or serve with --unproven"):
+    with pytest.raises(
+        certificate.Unproven, match=r"no certificate .* run `scenerank prove`, or serve with --unproven"
+    ):
         open_pipeline(city.workspace, folder, None)
     assert not open_pipeline(city.workspace, folder, None, unproven=True).proven
 
@@ -206,18 +208,18 @@ def test_a_server_takes_no_bundle_without_a_certificate_unless_told_to(city, fol
         ({"bundle": "0123456789abcdef"}, "is of bundle 0123456789abcdef"),
         ({"code": "0123456789abcdef"}, "made by other code"),
         ({"impressions": 0}, "nothing compared"),
-        ({"differences": (prove.Difference(column="c", view="v", rows=1, example="e"),)}, r"differ \(c\)"),
+        ({"differences": (certificate.Difference(column="c", view="v", rows=1, example="e"),)}, r"differ \(c\)"),
     ],
 )
 def test_a_certificate_that_does_not_hold_is_refused_with_the_reason(city, folder, changes, why):
     certificate_of(city, **changes).save(folder)
-    with pytest.raises(prove.Unproven, match=why):
+    with pytest.raises(certificate.Unproven, match=why):
         open_pipeline(city.workspace, folder, None)
 
 
 def test_a_damaged_certificate_is_refused(city, folder):
     (folder / CERTIFICATE).write_text(json.dumps({"bundle": 1}))
-    with pytest.raises(prove.Unproven, match="damaged"):
+    with pytest.raises(certificate.Unproven, match="damaged"):
         open_pipeline(city.workspace, folder, None)
 
 
