@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
+from statistics import median
 
-import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo import columns
 from feature_repo.workspace import Workspace
-from trainers.knowledge import MODEL, KnowledgeError, load_matrix
+from trainers.knowledge import MODEL, one_version
 
 # Where all entities of a key are listed; scene values are listed nowhere but in their own knowledge.
 TABLES = {columns.USER_ID: "users", columns.POI_ID: "pois", columns.SCENARIO_ID: "scenarios"}
@@ -46,32 +47,32 @@ class Coverage:
 def measure(workspace: Workspace, at: datetime) -> Iterator[Coverage]:
     """Every vector space, in the order of `columns.SPACES`. Raises KnowledgeError for a file that mixes versions."""
     for space, key in columns.SPACES.items():
-        known = _known(workspace, key, at)
-        try:
-            matrix = load_matrix(workspace.knowledge / f"{space}.parquet")
-        except KnowledgeError:
-            if (workspace.knowledge / f"{space}.parquet").exists():
-                raise
+        path, known = workspace.knowledge / f"{space}.parquet", _known(workspace, key, at)
+        if path.exists():
+            yield _of_file(space, key, path, known, at)
+        else:
             yield Coverage(
                 space=space, model="", version="", entities=0, known=known, texts=0, newest_s=None, median_s=None
             )
-            continue
-        at_us = round(at.timestamp() * 1e6)
-        there = matrix.available_at <= at_us
-        keys, codes = np.unique(matrix.keys.to_numpy(zero_copy_only=False)[there], return_inverse=True)
-        newest_us = np.zeros(len(keys), dtype=np.int64)
-        np.maximum.at(newest_us, codes, matrix.available_at[there])
-        ages_s = (at_us - newest_us) / 1e6
-        yield Coverage(
-            space=space,
-            model=_model(workspace, space),
-            version=matrix.version,
-            entities=len(keys),
-            known=known,
-            texts=len(np.unique(matrix.rows[there])),
-            newest_s=float(ages_s.min()) if len(keys) else None,
-            median_s=float(np.median(ages_s)) if len(keys) else None,
-        )
+
+
+def _of_file(space: str, key: str, path: Path, known: int | None, at: datetime) -> Coverage:
+    """All but the vectors is read."""
+    row, version, model = (columns.knowledge(space, name) for name in (columns.ROW, columns.VERSION, MODEL))
+    table = pq.read_table(path, columns=[key, columns.CREATED_TIMESTAMP, row, version, model])
+    there = table.filter(pc.less_equal(table[columns.CREATED_TIMESTAMP], at))
+    newest = there.group_by(key).aggregate([(columns.CREATED_TIMESTAMP, "max")])
+    ages_s = [(at - moment).total_seconds() for moment in newest[f"{columns.CREATED_TIMESTAMP}_max"].to_pylist()]
+    return Coverage(
+        space=space,
+        model=", ".join(pc.unique(table[model]).to_pylist()),
+        version=one_version(table[version], path),
+        entities=len(ages_s),
+        known=known,
+        texts=pc.count_distinct(there[row]).as_py(),
+        newest_s=min(ages_s, default=None),
+        median_s=median(ages_s) if ages_s else None,
+    )
 
 
 def _known(workspace: Workspace, key: str, at: datetime) -> int | None:
@@ -80,9 +81,3 @@ def _known(workspace: Workspace, key: str, at: datetime) -> int | None:
     table = pq.read_table(workspace.source(TABLES[key]), columns=[key, columns.EVENT_TIMESTAMP])
     seen: int = pc.sum(pc.less_equal(table[columns.EVENT_TIMESTAMP], at)).as_py() or 0
     return seen
-
-
-def _model(workspace: Workspace, space: str) -> str:
-    name = columns.knowledge(space, MODEL)
-    models = pc.unique(pq.read_table(workspace.knowledge / f"{space}.parquet", columns=[name])[name]).to_pylist()
-    return ", ".join(models)

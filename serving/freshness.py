@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,8 @@ from feature_repo import columns
 from feature_repo.stores.duck import DuckConfig, relation_of
 from feature_repo.stores.latest import LatestJob
 from feature_repo.stores.packed import PackedOnlineStore, micros_of
+from serving.stages import BEGINNING
 
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 Side = Literal["offline", "online"]
 QUANTILES = (0.0, 0.5, 0.99)  # of ages: the newest value, the middle one, nearly the oldest
 

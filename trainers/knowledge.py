@@ -103,18 +103,23 @@ def load_matrix(path: Path) -> VectorMatrix:
         columns.knowledge(space, columns.VECTOR),
     )
     table = pq.read_table(path, columns=[key, columns.CREATED_TIMESTAMP, row, version, vector])
-    versions = pc.unique(table[version]).to_pylist()
-    if len(versions) != 1:
-        raise KnowledgeError(f"{path}: vectors of one version expected, found {versions}; embed the texts again")
     rows = table[row].to_numpy()
     return VectorMatrix(
         space=space,
-        version=versions[0],
+        version=one_version(table[version], path),
         matrix=_matrix(rows, table[vector], path),
         keys=_strings(table[key]),
         rows=rows,
         available_at=table[columns.CREATED_TIMESTAMP].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(),
     )
+
+
+def one_version(versions: pa.ChunkedArray, path: Path) -> str:
+    """The version of all rows of a knowledge file. Raises KnowledgeError where there are several, or none."""
+    found: list[str] = pc.unique(versions).to_pylist()
+    if len(found) != 1:
+        raise KnowledgeError(f"{path}: vectors of one version expected, found {found}; embed the texts again")
+    return found[0]
 
 
 def _matrix(rows: np.ndarray, vectors: pa.ChunkedArray, path: Path) -> np.ndarray:

@@ -12,6 +12,7 @@ from benchmarks.experiments.cells import Cell
 from benchmarks.experiments.scenario_rows import Rows
 from benchmarks.experiments.tuned import TunedModel
 from benchmarks.experiments.vectors import Knowing, LanguageModel, PromptStates, RandomVectors, Vectors
+from benchmarks.experiments.worlds import World
 from feature_repo.datasets import city
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.city import CityConfig, Variant
@@ -126,23 +127,25 @@ class Scale:
 
     def asked_cell(
         self,
-        world: AskedCity,
+        world: World,
         backbone: BackboneConfig,
         knowledge: KnowledgeUse.Config | None = None,
         *,
         prompts: Vectors | None = None,
         rows: Rows | None = None,
+        seed: int | None = None,
     ) -> Cell:
-        """A backbone, perhaps in LLM4MSR's layers, in a city that a model was asked about.
+        """A backbone, perhaps in LLM4MSR's layers, in a world that a model was asked about.
 
         Args:
+            seed: of the weights; by default the world's.
             prompts: what prompts are to the ranker; by default the model's states.
         """
         recipe = recipes.on_backbone(recipes.ple(self.size), backbone)
         fit = replace(recipe.fit, epochs=1) if self.quick else recipe.fit
         recipe = replace(recipe, model=replace(recipe.model, knowledge=knowledge), fit=fit)
         vectors = Knowing(texts=LanguageModel(), prompts=prompts or PromptStates())
-        return Cell(world=world, recipe=recipe, vectors=vectors, seed=world.seed, rows=rows)
+        return Cell(world=world, recipe=recipe, vectors=vectors, seed=world.seed if seed is None else seed, rows=rows)
 
     def ple(self, seed: int, variant: Variant | None = None) -> Cell:
         return self.cell(seed, recipes.ple(self.size), variant=variant)

@@ -14,7 +14,7 @@ one. KuaiRand is whole; of MovieLens some people, drawn once: `MOVIELENS_USERS` 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -29,13 +29,11 @@ from benchmarks.experiments.larr_kuairand import KuaiRandWorld
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.run import main
 from benchmarks.experiments.slices import ALL
-from benchmarks.experiments.vectors import Knowing, LanguageModel, PromptStates
 from benchmarks.experiments.worlds import World
 from feature_repo import columns
 from feature_repo.datasets import kuairand, movielens
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.movielens import MovieLensConfig
-from trainers import recipes
 from trainers.knowledge import MISSING_ROW
 from trainers.language.facts import FactsConfig
 from trainers.models.backbones import BackboneConfig
@@ -111,20 +109,13 @@ EXPERIMENTS = (kuairand_tabs, movielens_users, movielens_time)
 
 
 def _experiment(name: str, where: str, world: World, scenarios: tuple[str, ...], scale: Scale) -> Experiment:
-    usual = recipes.llm4msr(scale.size).model.knowledge
-    vectors = Knowing(texts=LanguageModel(), prompts=PromptStates())
-
     def cell(backbone: BackboneConfig, knowledge: KnowledgeUse.Config | None, seed: int) -> Cell:
-        recipe = recipes.on_backbone(recipes.ple(scale.size), backbone)
-        recipe = replace(recipe, model=replace(recipe.model, knowledge=knowledge))
-        if scale.quick:
-            recipe = replace(recipe, fit=replace(recipe.fit, epochs=1))
-        return Cell(world=world, recipe=recipe, vectors=vectors, seed=seed)
+        return scale.asked_cell(world, backbone, knowledge, seed=seed)
 
     arms: dict[str, Callable[[int], Cell]] = {}
     for backbone in NAMES:
         arms[backbone] = partial(cell, BACKBONES[backbone], None)
-        arms[f"{backbone} + LLM4MSR"] = partial(cell, BACKBONES[backbone], usual)
+        arms[f"{backbone} + LLM4MSR"] = partial(cell, BACKBONES[backbone], scale.knowledge)
     slices = (*WHERE, *(f"scenario {scenario}" for scenario in scenarios))
     return Experiment(
         name=name,
