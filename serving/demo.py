@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,26 +102,35 @@ def print_metrics(runs: Sequence[screen.Run], workspace: Workspace, dataset: str
 
 @contextmanager
 def server(workspace: Workspace, model: str) -> Iterator[str]:
-    """A server process of its own on a free port, stopped at the end. Yields its address."""
+    """A server process of its own on a free port, stopped at the end. Yields its address.
+
+    Raises RuntimeError if it does not start, or does not stop, within `START_SECONDS`; it is killed then.
+    """
     command = [sys.executable, "-m", "serving.cli", "serve", "--workspace", str(workspace.root), "--model", model]
     process = subprocess.Popen([*command, "--address", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
     try:
         yield _address(process)
-    finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=START_SECONDS)
+        process.wait(START_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"the server did not stop within {START_SECONDS:.0f} s and was killed") from error
+    finally:
+        process.kill()  # a process that has ended does not mind
+        process.wait()
 
 
 def _address(process: subprocess.Popen[str]) -> str:
     """Read the server's first line, which names where it listens."""
     assert process.stdout is not None
-    deadline = time.monotonic() + START_SECONDS
-    for line in process.stdout:
-        if found := re.search(r"on (\S+:\d+)", line):
-            return found[1]
-        if time.monotonic() > deadline:
-            break
-    raise RuntimeError(f"the server did not start (exit code {process.poll()}); its message stands above")
+    overdue = threading.Timer(START_SECONDS, process.kill)
+    overdue.start()
+    try:
+        for line in process.stdout:
+            if found := re.search(r"on (\S+:\d+)", line):
+                return found[1]
+    finally:
+        overdue.cancel()
+    raise RuntimeError(f"the server did not start (exit code {process.wait()}); its message stands above")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ The process loads neither transformers nor peft: what a language model knows was
 from __future__ import annotations
 
 import logging
+import queue
 import signal
-import threading
 import uuid
 from collections.abc import Callable
 from concurrent import futures
@@ -211,9 +211,10 @@ def serve(
     """
     torch.set_num_threads(1)  # one core a request: requests run side by side
     running = create_server(open_pipeline(workspace, bundle, index, unproven=unproven), options)
-    stopped = threading.Event()
+    # Not an Event: its lock would be held already by the thread that a signal interrupts on its way into waiting.
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda arrived, _: signals.put(arrived))
     started(running)
-    stopped.wait()
+    signals.get()
     running.stop()

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,14 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 # Read when torch and transformers are loaded: threads that wait must not starve those that work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["PYTHONFAULTHANDLER"] = "1"  # a program that is ended because it hangs says where
 os.environ["COLUMNS"] = "200"  # nothing that is printed is cut to a narrow terminal
 
 import pytest
@@ -42,6 +45,7 @@ SENTENCES = (
     "It is raining; the park is empty and the library is full of people reading in silence.",
 )
 START_SECONDS = 120
+RUN_SECONDS = 480  # less than a test may take
 VERBS = """
 import json, sys
 from serving.cli import app
@@ -70,9 +74,17 @@ class Project:
     def run(self, *command: str, check: bool = True, bound: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `python ...` in the checkout and return what it printed; `bound`: the environment names the workspace."""
         environment = {k: v for k, v in self.environment.items() if bound or k != ENVIRONMENT_VARIABLE}
-        done = subprocess.run(
-            [sys.executable, *command], cwd=self.root, env=environment, capture_output=True, text=True
-        )
+        program = [sys.executable, *command]
+        with subprocess.Popen(
+            program, cwd=self.root, env=environment, start_new_session=True, text=True, stdout=PIPE, stderr=PIPE
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=RUN_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGABRT)  # every process that it started says where it stands
+                out, err = process.communicate()
+                raise AssertionError(f"{command} ran for {RUN_SECONDS} s and was ended:\n{out}\n{err}") from None
+        done = subprocess.CompletedProcess(program, process.returncode, out, err)
         assert done.returncode == 0 or not check, f"{command} exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done
 
