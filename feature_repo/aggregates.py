@@ -21,6 +21,7 @@ from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
 
 USER_STATE = "user_state"
+USER_STATE_PUSH = "user_state_push"  # Feast's push source of that view
 
 
 def table_of(owner: str) -> str:

@@ -2,11 +2,11 @@
 
 from datetime import timedelta
 
-from feast import FeatureView, Field
+from feast import FeatureView, Field, PushSource
 from feast.types import Array, Float64, Int64, String
 
 from feature_repo import columns, entities, like_minded, sources
-from feature_repo.aggregates import USER_STATE
+from feature_repo.aggregates import USER_STATE, USER_STATE_PUSH
 from feature_repo.behaviour import kept_statistics_view, statistics_view
 
 user_profile = FeatureView(
@@ -29,7 +29,7 @@ user_state = FeatureView(
         Field(name=columns.LAST_SPECIALTY, dtype=String),
         Field(name=columns.LAST_ORDER_TIME, dtype=Int64),
     ],
-    source=sources.table(USER_STATE),
+    source=PushSource(name=USER_STATE_PUSH, batch_source=sources.table(USER_STATE)),
     description="What the user's last clicks left behind; changes with every click.",
     tags={columns.FRESH_WITHIN: "26h"},
 )

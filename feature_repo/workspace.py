@@ -51,6 +51,11 @@ class Workspace:
         return self.root / "index"
 
     @property
+    def stream(self) -> Path:
+        """The record of clicks that came after the log."""
+        return self.root / "stream.db"
+
+    @property
     def feature_store_yaml(self) -> Path:
         return self.root / "feature_store.yaml"
 

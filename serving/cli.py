@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ import typer
 from feature_repo.datasets.choose import DatasetName, Options, choose
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import DEFAULT, Workspace, activate
-from serving import cli_language
+from serving import cli_language, cli_store
 from serving.options import (
     AddressOption,
     FromOption,
@@ -32,6 +32,7 @@ from serving.options import (
     WorkspaceOption,
     explained,
     root_of,
+    utc,
     workspace_of,
 )
 from serving.stages import IMPRESSIONS, MODELS
@@ -156,29 +157,11 @@ def materialize(
 
     with explained(), screen.stage("materialise") as report:
         target = workspace_of(workspace)
-        stages.materialize(target, open_store(target), _utc(to), report)
+        stages.materialize(target, open_store(target), utc(to), report)
 
 
-@app.command()
-def freshness(
-    at: Annotated[datetime | None, typer.Option(help="UTC; the end of the log by default.")] = None,
-    prometheus: Annotated[Path | None, typer.Option(help="Also write gauges to this file, for a scraper.")] = None,
-    workspace: WorkspaceOption = None,
-) -> None:
-    """How old the values of every view are, offline and online. Exit status 1 where a promise is broken."""
-    from feature_repo.datasets.schema import Schema
-    from feature_repo.store import open_store
-    from serving import freshness as measured
-    from serving import screen
-
-    with explained():
-        target = workspace_of(workspace)
-        moment = _utc(at) or Schema.load(target.schema).split.end
-        found = list(measured.measure(open_store(target), moment))
-        if prometheus is not None:
-            measured.export(found, prometheus)
-    screen.console.print(screen.freshness_table(found, moment))
-    raise typer.Exit(1 if any(one.late for one in found) else 0)
+for command in cli_store.VERBS:
+    app.command()(command)
 
 
 @app.command()
@@ -200,8 +183,8 @@ def backfill(
         store, split = open_store(target), Schema.load(target.schema).split
         pull = training_set.Pull(
             service=stages.service_name(store, model),
-            start=_utc(start) or split.train,
-            end=_utc(end) or split.end,
+            start=utc(start) or split.train,
+            end=utc(end) or split.end,
             scenario=scenario,
         )
         with stages.quiet():
@@ -389,10 +372,6 @@ def _scene_input(text: str) -> tuple[str, str | float]:
         return name, float(value)
     except ValueError:
         return name, value
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def _forget_online(workspace: Workspace) -> None:
     with quiet():
         tear_down(open_store(workspace))
     workspace.feature_store_yaml.unlink()
+    workspace.stream.unlink(missing_ok=True)
     Stamp.of(workspace, "materialize").clear()
 
 

@@ -1,0 +1,1 @@
+"""Clicks as they happen: from a file that grows or from Redis Streams into the online store."""

