@@ -56,12 +56,17 @@ def machine() -> str:
 
 
 def peak_mib() -> float:
-    """The largest memory that this process had since it became this program, in MiB.
+    """The largest memory that this process had since it became this program, or since `forget_peak`, in MiB.
 
     Not `getrusage`: its maximum counts the memory of the process that started this one.
     """
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) / 2**10
+
+
+def forget_peak() -> None:
+    """Count from here on: a process that works on one thing after another tells the memory of each."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def commit() -> str:

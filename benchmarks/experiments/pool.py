@@ -13,6 +13,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.report import forget_peak
+
 T = TypeVar("T")
 # Read when torch is loaded: threads that wait must not starve those that work.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
@@ -54,7 +56,7 @@ def each(
         ) as pool,
     ):
         bar = bars.add_task(title, total=len(items))
-        futures = [pool.submit(work, item) for item in items]
+        futures = [pool.submit(_one, work, item) for item in items]
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
@@ -68,6 +70,12 @@ def each(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _one(work: Callable[[T], None], item: T) -> None:
+    """The memory that an item is said to have taken is not that of the one before."""
+    forget_peak()
+    work(item)
 
 
 def _begin() -> None:

@@ -4,10 +4,12 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from benchmarks.experiments import pool
+from benchmarks.report import peak_mib
 
 
 def leave(item: str, folder: Path) -> None:
@@ -49,3 +51,16 @@ def test_a_killed_worker_is_told_and_the_next_run_goes_on(tmp_path):
 def test_what_work_raises_comes_through(tmp_path):
     with pytest.raises(ValueError, match="this item is wrong"):
         each(tmp_path, ["wrong", "a"], workers=1)
+
+
+def take(mib: int, folder: Path) -> None:
+    """Use so much memory, and leave a file with the largest that was used."""
+    held = np.ones(mib * 2**17)
+    (folder / str(mib)).write_text(str(peak_mib()))
+    del held
+
+
+def test_an_item_is_not_told_the_memory_of_the_one_before(tmp_path):
+    pool.each(partial(take, folder=tmp_path), [800, 100], "items", workers=1, console=Console(file=io.StringIO()))
+    large, small = (float((tmp_path / name).read_text()) for name in ("800", "100"))
+    assert large - small == pytest.approx(700, abs=50)
