@@ -2,7 +2,7 @@
 
 Same results as Feast's own DuckDB store, which it extends, and the rows come back in the order of the entity rows:
 
-    spine ASOF LEFT JOIN view ON keys AND spine.time >= view.time        then: older than its TTL -> null
+    of each view the newest row with the same keys and a time at or before the entity row's, null if older than its TTL
 
 What `materialize` asks for, the newest row of every entity, is found by times alone and then streamed.
 
@@ -12,11 +12,9 @@ and a value that arrives after a newer one is never the newest: such superseded 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-import duckdb
 import pandas as pd
 import pyarrow as pa
 from feast import FeatureView
@@ -28,16 +26,20 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
 
-from feature_repo.stores.duck import DuckConfig, LazyJob, configure, quoted, relation_of, text
+from feature_repo.stores.duck import DuckConfig, LazyJob, relation_of
 from feature_repo.stores.latest import LatestJob
-
-ROW = "__row"  # position of an entity row, so that every answer is in the order of the question
+from feature_repo.stores.merge import Lookup, join
+from feature_repo.stores.packed import micros_of
 
 
 class AsofOfflineStoreConfig(DuckConfig):
-    """How much of the machine a join may take."""
+    """
+    Args:
+        part_rows: rows of a view that are joined at a time, about; more are divided by a hash of their keys.
+    """
 
     type: str = "feature_repo.stores.asof.AsofOfflineStore"
+    part_rows: int = 20_000_000
 
 
 class AsofOfflineStore(DuckDBOfflineStore):
@@ -94,27 +96,6 @@ class AsofOfflineStore(DuckDBOfflineStore):
             between=(start_date, end_date),
             config=config.offline_store,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lookup:
-    """What one view contributes to a join.
-
-    Attributes:
-        relation: what DuckDB reads (a path in `read_parquet`) or an Arrow table.
-        keys: column of the view -> column of the entity rows.
-        features: name in the answer -> column of the source.
-        created: only where creation time limits what may be seen, or settles ties.
-    """
-
-    name: str
-    relation: str | pa.Table
-    keys: dict[str, str]
-    features: dict[str, str]
-    time: str
-    created: str | None
-    ttl: timedelta | None
-    known_only: bool
 
 
 def _lookup(view: FeatureView, references: list[str], full_names: bool, known_only: bool, repo_path: str) -> Lookup:
@@ -177,78 +158,13 @@ class AsofRetrievalJob(LazyJob):
         return self._metadata
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
-        entities = self._entity_df.assign(**{self._time: _utc(self._entity_df[self._time])})
-        answer = pa.Table.from_pandas(entities, preserve_index=False)
-        spine = answer.select(sorted({self._time, *(k for lookup in self._lookups for k in lookup.keys.values())}))
-        spine = spine.append_column(ROW, pa.array(range(len(spine)), pa.int64()))
-        with duckdb.connect() as db:
-            configure(db, self._config)
-            db.register("spine", spine)
-            for lookup in self._lookups:
-                for name, column in _join(db, lookup, self._time).items():
-                    answer = answer.append_column(name, column)
+        moments = _utc(self._entity_df[self._time])
+        answer = pa.Table.from_pandas(self._entity_df.assign(**{self._time: moments}), preserve_index=False)
+        moments_us = micros_of(answer[self._time])
+        for lookup in self._lookups:
+            for name, column in join(answer, moments_us, lookup, self._config.part_rows).items():
+                answer = answer.append_column(name, column)
         return answer
-
-
-def _join(db: duckdb.DuckDBPyConnection, lookup: Lookup, time: str) -> dict[str, pa.ChunkedArray]:
-    """The values of one view for every spine row, in the spine's order."""
-    if isinstance(lookup.relation, pa.Table):
-        db.register("source", lookup.relation)
-        source = "source"
-    else:
-        source = f"read_parquet({text(lookup.relation)})"
-    keys = [f"v.{quoted(key)} = s.{quoted(entity)}" for key, entity in lookup.keys.items()]
-    alive = "TRUE"
-    if lookup.ttl is not None:
-        alive = f"v.__time + {_interval(lookup.ttl)} >= s.{quoted(time)}"
-    values = [
-        f"CASE WHEN {alive} THEN v.{quoted(column)} END AS {quoted(name)}" for name, column in lookup.features.items()
-    ]
-    query = f"""
-        SELECT {", ".join(values)} FROM spine s
-        ASOF LEFT JOIN ({_versions(db, lookup, source, time)}) v
-          ON {" AND ".join([*keys, f"s.{quoted(time)} >= v.__known"])}
-        ORDER BY s.{ROW}"""
-    table = db.execute(query).to_arrow_table()
-    return {name: table[name] for name in lookup.features}
-
-
-def _versions(db: duckdb.DuckDBPyConnection, lookup: Lookup, source: str, time: str) -> str:
-    """A query for one row a (keys, moment from which it is the newest): `__known`, its event time `__time`, values."""
-    keys = [quoted(key) for key in lookup.keys]
-    columns = ", ".join([*keys, *(quoted(c) for c in dict.fromkeys(lookup.features.values()) if c not in lookup.keys)])
-    event = f"{quoted(lookup.time)}::TIMESTAMPTZ"
-    created = f"{quoted(lookup.created)}::TIMESTAMPTZ" if lookup.created else event
-    rows = f"SELECT {columns}, {event} AS __time, {created} AS __created FROM {source} WHERE {_reach(lookup, time)}"
-    partition = f"PARTITION BY {', '.join(keys)}" if keys else ""
-    late = lookup.known_only and _any(db, f"SELECT 1 FROM {source} WHERE {created} > {event}")
-    if not late:
-        # Nothing was known late, so the event time decides alone; ties go to the row that was created last.
-        newest = f"row_number() OVER ({partition} {',' if keys else 'PARTITION BY'} __time ORDER BY __created DESC)"
-        return f"SELECT *, __time AS __known FROM ({rows}) QUALIFY {newest} = 1"
-    so_far = f"{partition} ORDER BY greatest(__time, __created), __time, __created"
-    at_moment = f"{partition} {',' if keys else 'PARTITION BY'} __known ORDER BY __time DESC, __created DESC"
-    order = "struct_pack(t := __time, c := __created)"
-    return f"""
-        SELECT * FROM (
-            SELECT *, greatest(__time, __created) AS __known,
-                   max({order}) OVER ({so_far} ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS __newest
-            FROM ({rows}))
-        WHERE {order} = __newest
-        QUALIFY row_number() OVER ({at_moment}) = 1"""
-
-
-def _reach(lookup: Lookup, time: str) -> str:
-    """Which source rows any spine row can see at all."""
-    event = f"{quoted(lookup.time)}::TIMESTAMPTZ"
-    reach = f"{event} <= (SELECT max({quoted(time)}) FROM spine)"
-    if lookup.ttl is not None:
-        reach += f" AND {event} + {_interval(lookup.ttl)} >= (SELECT min({quoted(time)}) FROM spine)"
-    return reach
-
-
-def _any(db: duckdb.DuckDBPyConnection, query: str) -> bool:
-    return db.execute(f"{query} LIMIT 1").fetchone() is not None
 
 
 def _utc(times: pd.Series[Any]) -> pd.Series[Any]:
@@ -256,7 +172,3 @@ def _utc(times: pd.Series[Any]) -> pd.Series[Any]:
     stamps = pd.to_datetime(times)
     stamps = stamps.dt.tz_localize("UTC") if stamps.dt.tz is None else stamps.dt.tz_convert("UTC")
     return stamps.astype("datetime64[us, UTC]")
-
-
-def _interval(span: timedelta) -> str:
-    return f"to_microseconds({span // timedelta(microseconds=1)})"

@@ -1,11 +1,13 @@
 """The ASOF store against a brute-force reference and, where that is right, against Feast's own DuckDB store."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
@@ -13,6 +15,9 @@ from feast.types import Int64
 from feast.value_type import ValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from feature_repo.stores.merge import Lookup, join
+from feature_repo.stores.packed import micros_of
 
 START = datetime(2015, 3, 28, 22, tzinfo=UTC)  # an hour before clocks change in much of Europe
 ASOF = "feature_repo.stores.asof.AsofOfflineStore"
@@ -26,13 +31,14 @@ def at(hours: float) -> datetime:
 class TwoKeyRepo:
     """One view keyed by user and POI; `rows` replaces its source."""
 
-    def __init__(self, root: Path, offline: str, ttl_hours: float) -> None:
+    def __init__(self, root: Path, offline: str, ttl_hours: float, **options: int) -> None:
         self.path = root / "values.parquet"
+        self.written = 0
         config = RepoConfig(
             project="tiny",
             provider="local",
             registry={"registry_type": "sql", "path": f"sqlite:///{root}/{offline[-4:]}.db"},
-            offline_store={"type": offline},
+            offline_store={"type": offline, **options},
             online_store={"type": "sqlite", "path": f"{root}/online.db"},
             entity_key_serialization_version=3,
         )
@@ -61,6 +67,9 @@ class TwoKeyRepo:
             "raw": pa.array([r[4] for r in rows], pa.int64()),
         }
         pq.write_table(pa.table(table), self.path)
+        # DuckDB, as Feast holds it, takes a file of the same second and size for the one that it has read.
+        self.written += 1
+        os.utime(self.path, (self.written, self.written))
 
     def values(self, spine: list[tuple[Any, Any, float]], known_only: bool = False) -> list[int | None]:
         frame = pd.DataFrame(
@@ -87,9 +96,9 @@ def brute_force(rows: list[Row], spine: list[tuple[Any, Any, float]], ttl: float
     return answers
 
 
-@pytest.fixture(scope="module")
-def repo(tmp_path_factory):
-    return TwoKeyRepo(tmp_path_factory.mktemp("asof"), ASOF, ttl_hours=5.5)
+@pytest.fixture(scope="module", params=[{}, {"part_rows": 4}], ids=["whole", "in parts"])
+def repo(tmp_path_factory, request):
+    return TwoKeyRepo(tmp_path_factory.mktemp("asof"), ASOF, ttl_hours=5.5, **request.param)
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +163,50 @@ def test_full_feature_names_and_no_rows(repo):
 def test_a_query_as_entity_df_is_refused_with_the_remedy(repo):
     with pytest.raises(ValueError, match="run the query first"):
         repo.store.get_historical_features("SELECT 1", ["values:value"]).to_df()
+
+
+KINDS = {
+    "words": pa.array([["a", None], [], None]),
+    "pairs": pa.array([[("a", 1)], [], None], pa.map_(pa.string(), pa.int64())),
+    "fields": pa.array([{"x": 1}, {"x": None}, None]),
+    "exact": pa.array(["1.10", "2.20", None]).cast(pa.decimal128(10, 2)),
+    "coded": pa.array(["a", "b", None]).dictionary_encode(),
+    "short": pa.array([1, 2, None], pa.int8()),
+    "raw": pa.array([b"\x00", b"", None]),
+}
+
+
+@pytest.mark.parametrize("part_rows", [100, 1])
+@pytest.mark.parametrize("stamp", [pa.timestamp("s"), pa.timestamp("ns", "Europe/Helsinki"), pa.date32(), pa.string()])
+def test_values_keep_their_types_and_times_may_have_any(stamp, part_rows):
+    days = pa.array([at(-46), at(-22), at(2)], pa.timestamp("s", "UTC"))
+    time = pc.strftime(days, "%Y-%m-%dT%H:%M:%SZ") if stamp == pa.string() else days.cast(stamp)
+    source = pa.table({"id": pa.array([1, 1, None], pa.int32()), "time": time, **KINDS})
+    lookup = Lookup(
+        name="kinds",
+        relation=source,
+        keys={"id": "entity"},
+        features={f"{name}_": name for name in KINDS},
+        time="time",
+        created=None,
+        ttl=None,
+        known_only=False,
+    )
+    spine = pa.table({"entity": pa.array([1, 1, 2, None, 1], pa.int64())})
+    moments = pa.array([at(0), at(-30), at(0), at(0), at(-99)], pa.timestamp("us", "UTC"))
+    found = join(spine, micros_of(moments), lookup, part_rows)
+    for name, values in KINDS.items():
+        column = found[f"{name}_"]
+        assert column.type == values.type
+        assert column.to_pylist() == [*values.take(pa.array([1, 0])).to_pylist(), None, None, None], name
+
+
+def test_nothing_is_asked_of_a_view_without_keys():
+    """A view of no entity has one history for all; no entity rows have no answers."""
+    source = pa.table({"time": pa.array([at(0), at(1)], pa.timestamp("us")), "n": [1, 2]})
+    lookup = Lookup(
+        name="all", relation=source, keys={}, features={"n": "n"}, time="time", created=None, ttl=None, known_only=False
+    )
+    moments = micros_of(pa.array([at(2), at(0.5), at(-1)], pa.timestamp("us")))
+    assert join(pa.table({"row": [0, 1, 2]}), moments, lookup, 1)["n"].to_pylist() == [2, 1, None]
+    assert join(pa.table({"row": []}), moments[:0], lookup, 100)["n"].to_pylist() == []

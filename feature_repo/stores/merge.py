@@ -1,0 +1,187 @@
+"""The point-in-time join itself: which version of an entity is the newest that a row can see, by Polars' ASOF merge.
+
+Polars is given keys and times alone and says positions; values are then taken by position, so they keep their types.
+A table of versions that is larger than a setting is joined part by part, entities divided by a hash of their keys.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as pds
+
+from feature_repo.stores.layout import NEVER
+from feature_repo.stores.packed import micros_of
+
+ROW, MOMENT = "__row", "__moment"  # of the spine: position, microseconds
+AT, EVENT, CREATED, KNOWN = "__at", "__event", "__created", "__known"  # of versions: position, microseconds
+MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """What one view contributes to a join.
+
+    Attributes:
+        relation: the path of Parquet files, or a table.
+        keys: column of the view -> column of the entity rows.
+        features: name in the answer -> column of the source.
+        created: only where creation time limits what may be seen, or settles ties.
+        known_only: whether a value counts from its creation only.
+    """
+
+    name: str
+    relation: str | pa.Table
+    keys: Mapping[str, str]
+    features: Mapping[str, str]
+    time: str
+    created: str | None
+    ttl: timedelta | None
+    known_only: bool
+
+
+def join(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, part_rows: int) -> dict[str, pa.ChunkedArray]:
+    """The values of one view for every spine row, in the spine's order; null where nothing may be seen.
+
+    Args:
+        spine: n rows with the entity columns of the lookup.
+        moments_us: int64 (n,), microseconds UTC.
+        part_rows: versions in memory at a time, about.
+    """
+    source = _dataset(lookup.relation)
+    asked = _asked(spine, moments_us, lookup, source.schema)
+    reach = _reach(lookup, source.schema.field(lookup.time).type, moments_us)
+    parts = max(1, -(-source.count_rows() // part_rows)) if lookup.keys else 1
+    found: dict[str, list[pa.ChunkedArray]] = {name: [] for name in lookup.features}
+    order = []
+    for part in range(parts):
+        mine = asked if parts == 1 else asked.filter(_of_part(lookup.keys, part, parts))
+        versions = _versions(source, lookup, reach, part, parts)
+        rows, positions = _newest(mine, versions, lookup)
+        order.append(rows)
+        for name, column in lookup.features.items():
+            found[name].append(versions[column].take(positions))
+    back = pa.array(np.argsort(np.concatenate(order)))
+    whole = {
+        name: pa.chunked_array([c for one in some for c in one.chunks], some[0].type) for name, some in found.items()
+    }
+    return whole if parts == 1 else {name: column.take(back) for name, column in whole.items()}
+
+
+def _dataset(relation: str | pa.Table) -> pds.Dataset:
+    if isinstance(relation, pa.Table):
+        return pds.dataset(relation)
+    return pds.dataset(sorted(glob.glob(relation)) if glob.has_magic(relation) else relation)
+
+
+def _asked(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, schema: pa.Schema) -> pl.DataFrame:
+    """Keys under the view's names and of its types, moment and position of every spine row."""
+    keys = {key: _plain(spine[entity], schema.field(key).type) for key, entity in lookup.keys.items()}
+    return pl.DataFrame({**keys, MOMENT: moments_us, ROW: np.arange(len(spine))})
+
+
+def _plain(column: pa.ChunkedArray, dtype: pa.DataType) -> pl.Series:
+    """As Polars compares it; a key that its type cannot hold has no versions."""
+    polars = pl.Series(pa.array([], dtype.value_type if pa.types.is_dictionary(dtype) else dtype)).dtype
+    decoded = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    return pl.Series(decoded).cast(polars, strict=False)
+
+
+def _reach(lookup: Lookup, dtype: pa.DataType, moments_us: np.ndarray) -> pds.Expression | None:
+    """Which versions any spine row can see at all, where Parquet's statistics can tell."""
+    if not pa.types.is_timestamp(dtype) or not len(moments_us):
+        return None
+    first_us, last_us = int(moments_us.min()), int(moments_us.max())
+
+    def moment(us: int) -> pa.Scalar:
+        return pa.scalar(us, pa.timestamp("us", dtype.tz)).cast(dtype, safe=False)
+
+    reach = pds.field(lookup.time) <= moment(last_us)
+    if lookup.ttl is not None:
+        reach &= pds.field(lookup.time) >= moment(first_us - lookup.ttl // MICROSECOND)
+    return reach
+
+
+def _versions(source: pds.Dataset, lookup: Lookup, reach: pds.Expression | None, part: int, parts: int) -> pa.Table:
+    """Keys, times and features of the versions in reach, of one part of the entities."""
+    times = [lookup.time, *([lookup.created] if lookup.created else [])]
+    names = list(dict.fromkeys([*lookup.keys, *times, *lookup.features.values()]))
+    if parts == 1:
+        return source.to_table(columns=names, filter=reach).combine_chunks()
+    return pa.Table.from_batches(list(_batches(source, names, lookup, reach, part, parts))).combine_chunks()
+
+
+def _batches(
+    source: pds.Dataset, names: list[str], lookup: Lookup, reach: pds.Expression | None, part: int, parts: int
+) -> Iterator[pa.RecordBatch]:
+    yield pa.RecordBatch.from_pylist([], schema=pa.schema([source.schema.field(name) for name in names]))
+    for batch in source.to_batches(columns=names, filter=reach):
+        keys = pl.DataFrame({key: _plain(pa.chunked_array([batch[key]]), batch[key].type) for key in lookup.keys})
+        yield batch.filter(keys.select(_of_part(lookup.keys, part, parts)).to_series().to_arrow())
+
+
+def _of_part(keys: Mapping[str, str], part: int, parts: int) -> pl.Expr:
+    return pl.struct(*keys).hash() % parts == part
+
+
+def _newest(asked: pl.DataFrame, versions: pa.Table, lookup: Lookup) -> tuple[np.ndarray, pa.Array]:
+    """Positions of spine rows, and of the version that each of them sees (null: none)."""
+    keys = list(lookup.keys)
+    known = _known(versions, lookup)
+    merged = asked.sort(MOMENT).join_asof(
+        known, left_on=MOMENT, right_on=KNOWN, by=keys or None, strategy="backward", check_sortedness=False
+    )
+    seen = pl.col(AT)
+    if lookup.ttl is not None:
+        seen = pl.when(pl.col(EVENT) + lookup.ttl // MICROSECOND >= pl.col(MOMENT)).then(seen)
+    found = merged.select(ROW, seen.alias(AT)).sort(ROW)
+    return found[ROW].to_numpy(), found[AT].cast(pl.Int64).to_arrow()
+
+
+def _known(versions: pa.Table, lookup: Lookup) -> pl.DataFrame:
+    """A row a version that is the newest of its entity from some moment on: keys, that moment, event time, position.
+
+    In the order of that moment; of several at one moment the last one counts.
+    """
+    event = _micros(versions[lookup.time])
+    keys = {key: _plain(versions[key], versions[key].type) for key in lookup.keys}
+    frame = pl.DataFrame({**keys, EVENT: event, AT: np.arange(len(versions), dtype=np.int64)})
+    created = event
+    if lookup.created is not None:
+        created = _micros(versions[lookup.created])  # null is the earliest of all
+    if (created == event).all():
+        ordered = frame if (event[1:] >= event[:-1]).all() else frame.sort(EVENT, maintain_order=True)
+    else:
+        ordered = frame.with_columns(pl.Series(CREATED, created)).sort(EVENT, CREATED, maintain_order=True)
+    if lookup.known_only and (created > event).any():
+        ordered = _without_superseded(ordered, list(keys))
+    else:
+        ordered = ordered.with_columns(pl.col(EVENT).alias(KNOWN))
+    usable = pl.all_horizontal(pl.col(EVENT) != NEVER, *(pl.col(key).is_not_null() for key in keys))
+    return ordered.filter(usable).select(*keys, KNOWN, EVENT, AT)
+
+
+def _micros(times: pa.ChunkedArray) -> np.ndarray:
+    """Int64 microseconds UTC of any type that Feast takes for a time."""
+    return micros_of(times if pa.types.is_timestamp(times.type) else times.cast(pa.timestamp("us", "UTC")))
+
+
+def _without_superseded(ordered: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+    """A value counts from the later of its event and creation time. One that arrives when a newer one was there
+    already is never the newest.
+
+    Args:
+        ordered: by event, then creation time.
+    """
+    age = "__age"
+    by_arrival = (
+        ordered.with_row_index(age).with_columns(pl.max_horizontal(EVENT, CREATED).alias(KNOWN)).sort(KNOWN, age)
+    )
+    newest_so_far = pl.col(age).cum_max()
+    return by_arrival.filter(pl.col(age) == (newest_so_far.over(keys) if keys else newest_so_far))
