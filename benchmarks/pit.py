@@ -1,7 +1,8 @@
-"""Point-in-time joins: our ASOF store against Feast's DuckDB store, DuckDB and polars by hand, on the same data.
+"""Point-in-time joins: our ASOF store against Feast's stores, and DuckDB, polars and pandas by hand, on the same data.
 
 Three views of `entities` keys with `versions` rows each, TTL 365 days; every engine runs in a process of its own, which
 reports seconds of the join and its peak memory above that after the imports. All engines must agree on a checksum.
+Feast's file store (Dask) cannot hold these sizes: it joins a small part, and what it loses of it is counted.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from report import Row, peak_mib, write
 
 VIEWS = 3
 DAY_US = 86_400_000_000
 START_US = 1_600_000_000_000_000
 TIME = pa.timestamp("us", tz="UTC")
-ENGINES = ("asof-store", "feast-duckdb", "duckdb-by-hand", "polars")
+ENGINES = ("asof-store", "feast-duckdb", "asof-by-hand", "polars", "pandas")
+VERSIONS = (100, 1000)  # of an entity
+FILE_STORE = "feast-file"
+SMALL = {"spine_rows": 20_000, "entities": 2_000, "versions": 100}  # that Feast's file store can hold
 
 
 def write_data(folder: Path, spine_rows: int, entities: int, versions: int) -> None:
@@ -117,16 +122,32 @@ def polars_job(folder: Path) -> Callable[[], pa.Table]:
     return join
 
 
+def pandas_job(folder: Path) -> Callable[[], pa.Table]:
+    """pandas `merge_asof`, reading and sorting included."""
+    import pandas as pd
+
+    spine = pd.read_parquet(folder / "spine.parquet")
+
+    def join() -> pa.Table:
+        joined = spine.sort_values("event_timestamp")
+        for view in range(VIEWS):
+            versions = pd.read_parquet(folder / f"view_{view}.parquet").sort_values("event_timestamp")
+            joined = pd.merge_asof(joined, versions, on="event_timestamp", by="id")
+        return pa.Table.from_pandas(joined)
+
+    return join
+
+
 def measure(engine: str, folder: Path) -> None:
     """Run one engine in this process and print its measurements as JSON."""
-    from report import peak_mib
-
     warnings.simplefilter("ignore")
     jobs: dict[str, Callable[[], Callable[[], pa.Table]]] = {
         "asof-store": lambda: feast_job(folder, "feature_repo.stores.asof.AsofOfflineStore"),
         "feast-duckdb": lambda: feast_job(folder, "duckdb"),
-        "duckdb-by-hand": lambda: duckdb_job(folder),
+        FILE_STORE: lambda: feast_job(folder, "file"),
+        "asof-by-hand": lambda: duckdb_job(folder),
         "polars": lambda: polars_job(folder),
+        "pandas": lambda: pandas_job(folder),
     }
     join = jobs[engine]()
     before = peak_mib()
@@ -138,49 +159,77 @@ def measure(engine: str, folder: Path) -> None:
     print(json.dumps({"seconds": seconds, "mib": memory, "rows": len(table), "checksum": checksum}))
 
 
+def answer_of(engine: str, folder: Path) -> dict[str, Any]:
+    """One engine in a process of its own."""
+    command = [sys.executable, __file__, "--engine", engine, "--folder", str(folder)]
+    said = subprocess.run(command, capture_output=True, text=True)
+    if said.returncode:
+        raise RuntimeError(f"{engine} failed:\n{said.stderr}")
+    print(engine, said.stdout.splitlines()[-1], flush=True)
+    answer: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
+    return answer
+
+
 def run(folder: Path, repeats: int) -> dict[str, dict[str, float]]:
     """Median seconds and memory of every engine, engines taking turns. Raises AssertionError where they disagree."""
     found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
     for _ in range(repeats):
         for engine in ENGINES:
-            command = [sys.executable, __file__, "--engine", engine, "--folder", str(folder)]
-            answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-            found[engine].append(json.loads(answer))
-            print(engine, answer, flush=True)
+            found[engine].append(answer_of(engine, folder))
     first = found[ENGINES[0]][0]
     for results in found.values():
         assert results[0]["rows"] == first["rows"] and np.allclose(results[0]["checksum"], first["checksum"])
     return {e: {k: float(np.median([r[k] for r in rs])) for k in ("seconds", "mib")} for e, rs in found.items()}
 
 
+def at_size(spine_rows: int, rows: int, versions: int, repeats: int) -> list[Row]:
+    """Time against every engine, and memory against Feast's DuckDB store."""
+    with tempfile.TemporaryDirectory(prefix="pit-") as name:
+        write_data(Path(name), spine_rows, rows // versions, versions)
+        found = run(Path(name), repeats)
+
+    def row(name: str, engine: str, measured: str, unit: str) -> Row:
+        ours, theirs = found["asof-store"][measured], found[engine][measured]
+        return Row(name=name, ours=ours, reference=theirs, better="lower", unit=unit, n=spine_rows)
+
+    also = "" if versions == VERSIONS[0] else f"-{versions}"
+    return [
+        row(f"time-vs-feast-duckdb-{versions}", "feast-duckdb", "seconds", "s"),
+        *(row(f"time-vs-{engine}{also}", engine, "seconds", "s") for engine in ENGINES[2:]),
+        row(f"memory-vs-feast-duckdb{also}", "feast-duckdb", "mib", "MiB"),
+    ]
+
+
+def against_file_store() -> list[Row]:
+    """Time, and rows that come back, where Feast's file store can take part."""
+    with tempfile.TemporaryDirectory(prefix="pit-") as name:
+        write_data(Path(name), **SMALL)
+        ours, theirs = (answer_of(engine, Path(name)) for engine in ("asof-store", FILE_STORE))
+
+    def row(name: str, measured: str, unit: str, better: Literal["lower", "higher"]) -> Row:
+        n = SMALL["spine_rows"]
+        return Row(name=name, ours=ours[measured], reference=theirs[measured], better=better, unit=unit, n=n)
+
+    return [
+        row("time-vs-feast-file-small", "seconds", "s", "lower"),
+        row("rows-vs-feast-file-small", "rows", "rows", "higher"),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spine", type=int, default=1_000_000, help="spine rows")
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of each view")
-    parser.add_argument("--versions", type=int, nargs="+", default=[100], help="rows of each entity")
+    parser.add_argument("--versions", type=int, nargs="+", default=VERSIONS, help="rows of each entity")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--engine", choices=(*ENGINES, FILE_STORE), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.engine:
         measure(options.engine, options.folder)
         return
-    from report import Row, write
-
-    rows = []
-    for versions in options.versions:
-        with tempfile.TemporaryDirectory(prefix="pit-") as name:
-            write_data(Path(name), options.spine, options.rows // versions, versions)
-            result = run(Path(name), options.repeats)
-        ours = result["asof-store"]
-        for reference in ENGINES[1:]:
-            label = f"time-vs-{reference}-{versions}"
-            theirs = result[reference]["seconds"]
-            same = {"ours": ours["seconds"], "reference": theirs, "unit": "s", "n": options.spine}
-            rows.append(Row(name=label, better="lower", **same))
-        memory = {"ours": ours["mib"], "reference": result["feast-duckdb"]["mib"], "unit": "MiB", "n": options.spine}
-        rows.append(Row(name=f"memory-vs-feast-duckdb-{versions}", better="lower", **memory))
-    write("pit", rows)
+    rows = [row for v in options.versions for row in at_size(options.spine, options.rows, v, options.repeats)]
+    write("pit", rows + against_file_store())
 
 
 if __name__ == "__main__":
