@@ -167,12 +167,21 @@ for command in cli_store.VERBS:
 @app.command()
 def backfill(
     model: ModelOption = "larr",
-    start: Annotated[datetime | None, typer.Option("--from", help="UTC, inclusive; the first training row.")] = None,
+    start: Annotated[
+        datetime | None,
+        typer.Option("--from", help="UTC, inclusive; the first training row."),
+    ] = None,
     end: Annotated[datetime | None, typer.Option("--to", help="UTC, exclusive; the end of the log.")] = None,
     scenario: Annotated[str | None, typer.Option(help="Only impressions of this scenario.")] = None,
+    entities: Annotated[
+        Path | None, typer.Option(help="Rows of your own, .parquet or .csv with the log's columns, in their place.")
+    ] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Pull a model's FeatureService for the impressions of a time range, each row as of its own moment, to Parquet."""
+    """Pull a model's FeatureService for the impressions of a time range, each row as of its own moment, to Parquet.
+
+    With --entities, for rows of your own: user, POI, scenario and time, and what the request said, if it said anything.
+    An interrupted pull goes on with the first part that is not there yet."""
     from feature_repo.datasets.schema import Schema
     from feature_repo.store import open_store
     from serving import screen, stages
@@ -181,11 +190,13 @@ def backfill(
     with explained(), screen.stage("point-in-time pull") as report:
         target = workspace_of(workspace)
         store, split = open_store(target), Schema.load(target.schema).split
+        whole = (split.train, split.end) if entities is None else (stages.BEGINNING, stages.END)
         pull = training_set.Pull(
             service=stages.service_name(store, model),
-            start=utc(start) or split.train,
-            end=utc(end) or split.end,
+            start=utc(start) or whole[0],
+            end=utc(end) or whole[1],
             scenario=scenario,
+            entities=entities,
         )
         with stages.quiet():
             folder = training_set.backfill(target, store, pull, lambda done, total: report("rows", done, total))

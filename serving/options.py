@@ -42,10 +42,11 @@ def workspace_of(path: Path | None, name: str = DEFAULT.name) -> Workspace:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """A user's mistake ends a verb with its message; anything else keeps its trace."""
+    """A user's mistake, and a file that cannot be read or written, ends a verb with its message; anything else keeps
+    its trace."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
 

@@ -25,7 +25,7 @@ from feature_repo.datasets.schema import Schema
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import REPOSITORY, Workspace
 
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+BEGINNING, END = datetime(1970, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)  # of all times
 MODELS = ("ple", "ple_scene_ids", "larr")
 # Model -> its service. Each service holds what those before hold; the last one is there once a language model was asked
 # about users and scenarios (`knowledge`).

@@ -31,6 +31,7 @@ from feature_repo.datasets.schema import BORDERS, TIME, Schema
 from feature_repo.scenes import EVENT_TIME_US, daypart_keys, features_of
 from feature_repo.workspace import Workspace
 from trainers.knowledge import SCENE_SPACE, VectorMatrix, load_matrix
+from trainers.spine import read_entities
 
 PART_ROWS = 50_000
 
@@ -41,16 +42,22 @@ class TrainingSetError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Pull:
-    """What to pull: a service of the registry, for the impressions of [start, end), optionally of one scenario."""
+    """What to pull: a service of the registry, for the impressions of [start, end), optionally of one scenario.
+
+    Args:
+        entities: a table of rows to pull instead of the log's impressions (`spine`).
+    """
 
     service: str
     start: datetime
     end: datetime
     scenario: str | None = None
+    entities: Path | None = None
 
     def name(self) -> str:
         """A folder name that differs where the pull differs."""
-        text = f"{self.start.isoformat()} {self.end.isoformat()} {self.scenario}"
+        of = "" if self.entities is None else f" {self.entities.resolve()}"
+        text = f"{self.start.isoformat()} {self.end.isoformat()} {self.scenario}{of}"
         return f"{self.service}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -72,7 +79,7 @@ def backfill(
     spine = impressions(workspace, pull)
     folder = workspace.training / pull.name()
     folder.mkdir(parents=True, exist_ok=True)
-    _restart_if_stale(folder, {"rows": len(spine), "part_rows": part_rows, **_sources_state(workspace)})
+    _restart_if_stale(folder, {"rows": len(spine), "part_rows": part_rows, **_sources_state(workspace, pull)})
     for part, start in enumerate(range(0, len(spine), part_rows)):
         path = folder / f"part-{part:05d}.parquet"
         rows = spine.slice(start, part_rows)
@@ -136,10 +143,15 @@ def impressions(workspace: Workspace, pull: Pull) -> pa.Table:
     wanted = (when >= pa.scalar(pull.start, TIME)) & (when < pa.scalar(pull.end, TIME))
     if pull.scenario is not None:
         wanted &= pc.field(columns.SCENARIO_ID) == pull.scenario
-    spine = pq.read_table(workspace.source("impressions"), filters=wanted).sort_by(columns.ROW_ID)
+    if pull.entities is None:
+        spine = pq.read_table(workspace.source("impressions"), filters=wanted).sort_by(columns.ROW_ID)
+    else:
+        spine = read_entities(pull.entities, Schema.load(workspace.schema)).filter(wanted)
     if not len(spine):
         of = f" of scenario {pull.scenario!r}" if pull.scenario else ""
-        raise TrainingSetError(f"no impressions{of} from {pull.start} to {pull.end} in {workspace.sources}")
+        raise TrainingSetError(
+            f"no impressions{of} from {pull.start} to {pull.end} in {pull.entities or workspace.sources}"
+        )
     return spine
 
 
@@ -204,9 +216,10 @@ def _outcomes(spine: pa.Table) -> list[str]:
     return [name for name in after if name in spine.column_names]
 
 
-def _sources_state(workspace: Workspace) -> dict[str, list[int]]:
+def _sources_state(workspace: Workspace, pull: Pull) -> dict[str, list[int]]:
     """Size and modification time of every file that a pull reads."""
     files = [*workspace.sources.glob("*.parquet"), *workspace.knowledge.glob("*.parquet"), workspace.schema]
+    files += [] if pull.entities is None else [pull.entities]
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)}
 
 
