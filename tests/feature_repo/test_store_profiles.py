@@ -54,14 +54,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("profile", ["redis", "postgres"])
-def test_a_profile_gives_the_values_of_the_embedded_store(city, profile, request, monkeypatch, tmp_path):
-    for name, value in request.getfixturevalue(profile).items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.parametrize(
+    ("profile", "servers"), [("redis", ["redis"]), ("postgres", ["postgres"]), ("cluster", ["redis", "postgres"])]
+)
+def test_a_profile_gives_the_values_of_the_embedded_store(city, profile, servers, request, monkeypatch, tmp_path):
+    for server in servers:
+        for name, value in request.getfixturevalue(server).items():
+            monkeypatch.setenv(name, value)
     # The definitions of this process read the city's sources; registry and online store are the profile's.
     workspace = Workspace(tmp_path / "city")
     store = stages.apply(workspace, profile)
-    assert profile in store.config.online_store.type
+    assert servers[0] in store.config.online_store.type
+    assert ("postgresql" in store.config.registry.path) == ("postgres" in servers)
     end = Schema.load(city.workspace.schema).split.end
     with stages.quiet():
         store.materialize(stages.BEGINNING, end)
