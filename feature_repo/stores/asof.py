@@ -12,9 +12,11 @@ and a value that arrives after a newer one is never the newest: such superseded 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from feast import FeatureView
@@ -40,6 +42,12 @@ class AsofOfflineStoreConfig(DuckConfig):
 
     type: str = "feature_repo.stores.asof.AsofOfflineStore"
     part_rows: int = 20_000_000
+
+    def joined(
+        self, spine: pa.Table, moments_us: np.ndarray, lookups: Sequence[Lookup]
+    ) -> Iterator[dict[str, pa.ChunkedArray]]:
+        """The values of every view, in order, for every row of the spine: here, one view after the other."""
+        return (join(spine, moments_us, lookup, self.part_rows) for lookup in lookups)
 
 
 class AsofOfflineStore(DuckDBOfflineStore):
@@ -160,9 +168,8 @@ class AsofRetrievalJob(LazyJob):
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         moments = _utc(self._entity_df[self._time])
         answer = pa.Table.from_pandas(self._entity_df.assign(**{self._time: moments}), preserve_index=False)
-        moments_us = micros_of(answer[self._time])
-        for lookup in self._lookups:
-            for name, column in join(answer, moments_us, lookup, self._config.part_rows).items():
+        for values in self._config.joined(answer, micros_of(answer[self._time]), self._lookups):
+            for name, column in values.items():
                 answer = answer.append_column(name, column)
         return answer
 

@@ -1,13 +1,14 @@
 """The point-in-time join itself: which version of an entity is the newest that a row can see, by Polars' ASOF merge.
 
 Polars is given keys and times alone and says positions; values are then taken by position, so they keep their types.
-A table of versions that is larger than a setting is joined part by part, entities divided by a hash of their keys.
+A table of versions that is larger than a setting is joined part by part, entities divided by a hash of their keys; the
+parts know nothing of each other, so that they may be joined on other machines.
 """
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -46,6 +47,14 @@ class Lookup:
     known_only: bool
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one part of the entities gives: `rows` of the spine (int64, n), and of each feature their values (n)."""
+
+    rows: np.ndarray
+    values: pa.Table
+
+
 def join(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, part_rows: int) -> dict[str, pa.ChunkedArray]:
     """The values of one view for every spine row, in the spine's order; null where nothing may be seen.
 
@@ -54,24 +63,33 @@ def join(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, part_rows: int
         moments_us: int64 (n,), microseconds UTC.
         part_rows: versions in memory at a time, about.
     """
+    parts = parts_of(lookup, part_rows)
+    return together([join_part(spine, moments_us, lookup, part, parts) for part in range(parts)])
+
+
+def parts_of(lookup: Lookup, part_rows: int) -> int:
+    """Into how many parts a view's entities are divided."""
+    return max(1, -(-_dataset(lookup.relation).count_rows() // part_rows)) if lookup.keys else 1
+
+
+def join_part(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, part: int, parts: int) -> Part:
+    """The same for the entities of one part; it needs nothing of the others."""
     source = _dataset(lookup.relation)
     asked = _asked(spine, moments_us, lookup, source.schema)
+    if parts > 1:
+        asked = asked.filter(_of_part(lookup.keys, part, parts))
     reach = _reach(lookup, source.schema.field(lookup.time).type, moments_us)
-    parts = max(1, -(-source.count_rows() // part_rows)) if lookup.keys else 1
-    found: dict[str, list[pa.ChunkedArray]] = {name: [] for name in lookup.features}
-    order = []
-    for part in range(parts):
-        mine = asked if parts == 1 else asked.filter(_of_part(lookup.keys, part, parts))
-        versions = _versions(source, lookup, reach, part, parts)
-        rows, positions = _newest(mine, versions, lookup)
-        order.append(rows)
-        for name, column in lookup.features.items():
-            found[name].append(versions[column].take(positions))
-    back = pa.array(np.argsort(np.concatenate(order)))
-    whole = {
-        name: pa.chunked_array([c for one in some for c in one.chunks], some[0].type) for name, some in found.items()
-    }
-    return whole if parts == 1 else {name: column.take(back) for name, column in whole.items()}
+    versions = _versions(source, lookup, reach, part, parts)
+    rows, positions = _newest(asked, versions, lookup)
+    return Part(rows, pa.table({name: versions[column].take(positions) for name, column in lookup.features.items()}))
+
+
+def together(parts: Sequence[Part]) -> dict[str, pa.ChunkedArray]:
+    """The values of all parts in the order of the spine."""
+    values = pa.concat_tables(part.values for part in parts)
+    if len(parts) > 1:
+        values = values.take(pa.array(np.argsort(np.concatenate([part.rows for part in parts]))))
+    return {name: values[name] for name in values.column_names}
 
 
 def _dataset(relation: str | pa.Table) -> pds.Dataset:

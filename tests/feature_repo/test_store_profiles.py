@@ -55,7 +55,13 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize(
-    ("profile", "servers"), [("redis", ["redis"]), ("postgres", ["postgres"]), ("cluster", ["redis", "postgres"])]
+    ("profile", "servers"),
+    [
+        ("redis", ["redis"]),
+        ("postgres", ["postgres"]),
+        ("cluster", ["redis", "postgres"]),
+        ("ray", ["redis", "postgres"]),
+    ],
 )
 def test_a_profile_gives_the_values_of_the_embedded_store(city, profile, servers, request, monkeypatch, tmp_path):
     for server in servers:
