@@ -51,6 +51,11 @@ class Workspace:
         return self.root / "index"
 
     @property
+    def served(self) -> Path:
+        """What a sample of a server's answers was made of."""
+        return self.root / "served"
+
+    @property
     def stream(self) -> Path:
         """The record of clicks that came after the log."""
         return self.root / "stream.db"

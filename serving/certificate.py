@@ -50,6 +50,7 @@ class Certificate:
         bundle: its version. code: hash of the sources of both paths.
         cases: how many requests were asked in which way. values: stored values by status.
         columns: how many were compared.
+        served: rows of answers that a server really gave, among what was compared.
     """
 
     bundle: str
@@ -61,6 +62,7 @@ class Certificate:
     cases: Mapping[str, int]
     values: Mapping[str, int]
     columns: int
+    served: int
     differences: tuple[Difference, ...]
 
     @property

@@ -277,6 +277,9 @@ def serve(
     unproven: Annotated[
         bool, typer.Option("--unproven", help="Take a bundle without a valid certificate; every answer says so.")
     ] = False,
+    served_share: Annotated[
+        float, typer.Option(help="Of the answers whose values are kept in WORKSPACE/served, for prove.")
+    ] = 0.0,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Answer Rank and Recommend over gRPC until SIGTERM."""
@@ -304,6 +307,7 @@ def serve(
             found,
             options,
             unproven=unproven,
+            served_share=served_share,
             started=lambda running: typer.echo(f"serving {model} on {host}:{running.port}"),
         )
 

@@ -31,6 +31,7 @@ from serving.request import (
 )
 from serving.retriever import Retriever
 from serving.scorer import Scorer
+from serving.served import ServedLog
 from trainers.bundle import Bundle
 
 ATTRIBUTION_BYTES = 16
@@ -75,12 +76,20 @@ class Pipeline:
     """
 
     def __init__(
-        self, reader: FeatureReader, scorer: Scorer, retriever: Retriever | None = None, *, proven: bool = False
+        self,
+        reader: FeatureReader,
+        scorer: Scorer,
+        retriever: Retriever | None = None,
+        *,
+        proven: bool = False,
+        served: ServedLog | None = None,
     ) -> None:
         """
         Args:
             proven: whether a certificate says that this bundle's online and offline values agree; answers repeat it.
+            served: keeps what a sample of the answers was made of.
         """
+        self._served = served
         self.bundle = scorer.bundle
         self.proven = proven
         self.retriever = retriever
@@ -99,7 +108,7 @@ class Pipeline:
         """Order the request's own candidates. Raises InvalidRequest."""
         self._rules.check_rank(request)
         context = self._read_context(request.context)
-        return self._ordered(context, request.poi_ids, request.objective, request.limit or len(request.poi_ids))
+        return self._ordered(context, request, request.poi_ids, request.limit or len(request.poi_ids))
 
     def recommend(self, request: RecommendRequest) -> Ranking:
         """Find candidates and order them; empty where the filters leave none. Raises InvalidRequest, NoIndex."""
@@ -113,18 +122,27 @@ class Pipeline:
             near=_near(request),
             open_hour_of_week=self._hour_of_week(context.time_us) if request.only_open else None,
         )
-        return self._ordered(context, found.poi_ids, request.objective, request.limit or DEFAULT_LIMIT)
+        return self._ordered(context, request, found.poi_ids, request.limit or DEFAULT_LIMIT)
+
+    def close(self) -> None:
+        """Write what is to be kept of the last answers."""
+        if self._served is not None:
+            self._served.close()
 
     def _read_context(self, context: RequestContext) -> ContextReading:
         time_us = time.time_ns() // 1000 if context.time_us is None else context.time_us
         return self._reader.read_context(context, time_us)
 
-    def _ordered(self, context: ContextReading, poi_ids: Sequence[str], objective: Objective, limit: int) -> Ranking:
+    def _ordered(
+        self, context: ContextReading, request: RankRequest | RecommendRequest, poi_ids: Sequence[str], limit: int
+    ) -> Ranking:
         if not poi_ids:
             return _empty(context)
         reading = self._reader.read_pois(context, poi_ids)
+        if self._served is not None:
+            self._served.answered(request.context, reading.table)
         scored = self._scorer.score(reading.table)
-        scores = scored.p_order if objective is Objective.ORDER else scored.p_click
+        scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
         best = order(scores, reading.poi_statuses)[:limit]
         return Ranking(
             poi_ids=tuple(poi_ids[i] for i in best),

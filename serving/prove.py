@@ -4,6 +4,9 @@ Requests of the log are asked again of a store that holds what was known at thei
 time. Some are asked as they were; others for a user or a place that nobody knows, without a word about the moment, or
 so long after the log's end that values have outlived their time. The same rows are then pulled as a training set is.
 Where every value of every column agrees the bundle gets a certificate, which a server wants to see.
+
+What a server really read for a sample of its answers (`served`) is compared with a pull in the same way, as far as the
+log has come since.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from serving.features import FeatureReader, Reading
 from serving.online import ValueStatus
 from serving.replay import Replay, empty_store
 from serving.request import Place, RequestContext
+from serving.served import answers_of
 from trainers import training_set
 from trainers.bundle import Bundle
 
@@ -80,6 +84,9 @@ def prove(
             progress(done, len(asked))
     online = pa.concat_tables([reading.table for reading in readings])
     offline = training_set.join(workspace, store, bundle.manifest.service, spine(asked))
+    found = list(differences(online, offline, bundle.manifest.features))
+    really, later = served_values(workspace, store, bundle)
+    found += differences(really, later, bundle.manifest.features)
     return Certificate(
         bundle=bundle.manifest.version,
         service=bundle.manifest.service,
@@ -90,8 +97,24 @@ def prove(
         cases=Counter(question.case for question in asked),
         values=statuses(readings),
         columns=len(online.column_names),
-        differences=tuple(differences(online, offline, bundle.manifest.features)),
+        served=len(really),
+        differences=tuple(found),
     )
+
+
+def served_values(workspace: Workspace, store: Any, bundle: Bundle) -> tuple[pa.Table, pa.Table]:
+    """What a server read for a sample of this bundle's answers before the end of the log, and a pull of these rows."""
+    end = Schema.load(workspace.schema).split.end
+    kept = list(answers_of(workspace.served, bundle.manifest.version))
+    if not kept:
+        return pa.table({}), pa.table({})
+    rows = pa.concat_tables(kept)
+    rows = rows.filter(pc.less(rows[columns.EVENT_TIMESTAMP], pa.scalar(end, TIME)))
+    asked = [f.name for f in Schema.load(workspace.schema).tables()["impressions"] if f.name in rows.column_names]
+    numbered = rows.select(asked).append_column(columns.ROW_ID, pa.array(range(len(rows)), pa.int64()))
+    if not len(rows):
+        return rows, rows
+    return rows, training_set.join(workspace, store, bundle.manifest.service, numbered)
 
 
 def questions(workspace: Workspace, impressions: int, seed: int = 0) -> list[Question]:

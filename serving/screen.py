@@ -172,9 +172,10 @@ def certificate_line(certificate: Any) -> str:
     cases = ", ".join(f"{count} {case}" for case, count in certificate.cases.items())
     values = ", ".join(f"{count:,} {status}" for status, count in certificate.values.items())
     verdict = "[green]all agree[/]" if certificate.valid else "[red]they differ[/]"
+    served = f", and {certificate.served:,} rows that were served" if certificate.served else ""
     return (
         f"{certificate.impressions:,} impressions of {certificate.requests} requests ({cases}), {certificate.columns} "
-        f"columns, stored values {values}: {verdict}"
+        f"columns, stored values {values}{served}: {verdict}"
     )
 
 

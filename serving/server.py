@@ -32,6 +32,7 @@ from serving.pipeline import NoIndex, Pipeline
 from serving.request import InvalidRequest
 from serving.retriever import Retriever
 from serving.scorer import Scorer
+from serving.served import ServedLog
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
 from trainers import bundle as bundles
@@ -157,11 +158,14 @@ def create_server(pipeline: Pipeline, options: ServerOptions) -> RunningServer:
     return RunningServer(server, life, port, metrics_port, options.grace_seconds)
 
 
-def open_pipeline(workspace: Workspace, bundle: Path, index: Path | None, *, unproven: bool = False) -> Pipeline:
+def open_pipeline(
+    workspace: Workspace, bundle: Path, index: Path | None, *, unproven: bool = False, served_share: float = 0.0
+) -> Pipeline:
     """Load and verify a bundle and, where there is one, an index, over the workspace's store.
 
     Args:
         unproven: take a bundle without a valid certificate too; every answer then says so.
+        served_share: of the answers whose values are kept in `workspace.served`.
 
     Raises BundleError, IndexArtefactError, Unproven or another ServiceMismatch where one of them cannot be used.
     """
@@ -169,7 +173,11 @@ def open_pipeline(workspace: Workspace, bundle: Path, index: Path | None, *, unp
     _check_knowledge(workspace, loaded)
     proven = _is_proven(bundle, loaded, unproven)
     retriever = None if index is None else Retriever.load(index)
-    return Pipeline(FeatureReader(open_store(workspace), loaded), Scorer(loaded), retriever, proven=proven)
+    served = None
+    if served_share:
+        served = ServedLog(workspace.served, served_share, loaded.manifest.version, loaded.schema)
+    reader = FeatureReader(open_store(workspace), loaded)
+    return Pipeline(reader, Scorer(loaded), retriever, proven=proven, served=served)
 
 
 def _is_proven(folder: Path, bundle: bundles.Bundle, unproven: bool) -> bool:
@@ -201,16 +209,18 @@ def serve(
     options: ServerOptions,
     *,
     unproven: bool = False,
+    served_share: float = 0.0,
     started: Callable[[RunningServer], None] = lambda server: None,
 ) -> None:
     """Answer until SIGTERM or SIGINT, then drain and return.
 
     Args:
-        unproven: see `open_pipeline`.
+        unproven, served_share: see `open_pipeline`.
         started: called once the server answers; a command line prints the port here.
     """
     torch.set_num_threads(1)  # one core a request: requests run side by side
-    running = create_server(open_pipeline(workspace, bundle, index, unproven=unproven), options)
+    pipeline = open_pipeline(workspace, bundle, index, unproven=unproven, served_share=served_share)
+    running = create_server(pipeline, options)
     # Not an Event: its lock would be held already by the thread that a signal interrupts on its way into waiting.
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -218,3 +228,4 @@ def serve(
     started(running)
     signals.get()
     running.stop()
+    pipeline.close()
