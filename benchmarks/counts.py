@@ -77,7 +77,7 @@ def measure(side: str, workspace: Workspace) -> None:
         rows = sum(pq.read_metadata(path).num_rows for path in written)
     else:
         day = f"date_trunc('day', {columns.OUTCOME_TIMESTAMP})"
-        counts = f"count(*) AS n, sum({columns.CLICK}) AS c, sum({columns.ORDER}) AS o"
+        counts = f'count(*) AS n, sum({columns.CLICK}) AS c, sum("{columns.ORDER}") AS o'
         path, to = workspace.source("impressions"), workspace.root / "counted.parquet"
         query = f"SELECT {columns.USER_ID}, {day} AS d, {counts} FROM read_parquet('{path}') GROUP BY ALL"
         with duckdb.connect() as db:
