@@ -165,7 +165,7 @@ def answer_of(engine: str, folder: Path, patience_s: float) -> dict[str, Any]:
     """One engine in a process of its own; without `rows` where it was stopped."""
     command = [sys.executable, __file__, "--engine", engine, "--folder", str(folder)]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=patience_s)
+        said = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, cwd=folder)
     except subprocess.TimeoutExpired:
         print(engine, f"stopped after {patience_s:.0f} s", flush=True)
         return {"seconds": patience_s}
