@@ -27,7 +27,7 @@ from feature_repo.workspace import Workspace
 from serving import screen, stages
 from serving.client import Access, Asker, Recommender, Wish
 
-START_SECONDS = 60.0
+START_SECONDS, ABORT_SECONDS = 60.0, 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +112,20 @@ def server(workspace: Workspace, model: str) -> Iterator[str]:
         yield _address(process)
         process.send_signal(signal.SIGTERM)
         process.wait(START_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"the server did not stop within {START_SECONDS:.0f} s and was killed") from error
-    finally:
-        process.kill()  # a process that has ended does not mind
+    except BaseException as error:
+        _abort(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise RuntimeError(f"the server did not stop within {START_SECONDS:.0f} s and was killed") from error
+        raise
+
+
+def _abort(process: subprocess.Popen[str]) -> None:
+    """End a server at once; where PYTHONFAULTHANDLER is set it says where it stood."""
+    process.send_signal(signal.SIGABRT)
+    try:
+        process.wait(ABORT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
         process.wait()
 
 
