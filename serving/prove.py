@@ -85,8 +85,9 @@ def prove(
     online = pa.concat_tables([reading.table for reading in readings])
     offline = training_set.join(workspace, store, bundle.manifest.service, spine(asked))
     found = list(differences(online, offline, bundle.manifest.features))
-    really, later = served_values(workspace, store, bundle)
-    found += differences(really, later, bundle.manifest.features)
+    really = served_rows(workspace, bundle)
+    if len(really):
+        found += differences(really, _pulled(workspace, store, bundle, really), bundle.manifest.features)
     return Certificate(
         bundle=bundle.manifest.version,
         service=bundle.manifest.service,
@@ -102,19 +103,23 @@ def prove(
     )
 
 
-def served_values(workspace: Workspace, store: Any, bundle: Bundle) -> tuple[pa.Table, pa.Table]:
-    """What a server read for a sample of this bundle's answers before the end of the log, and a pull of these rows."""
-    end = Schema.load(workspace.schema).split.end
+def served_rows(workspace: Workspace, bundle: Bundle) -> pa.Table:
+    """What a server read for a sample of this bundle's answers, of moments before the end of the log."""
     kept = list(answers_of(workspace.served, bundle.manifest.version))
     if not kept:
-        return pa.table({}), pa.table({})
+        return pa.table({})
     rows = pa.concat_tables(kept)
-    rows = rows.filter(pc.less(rows[columns.EVENT_TIMESTAMP], pa.scalar(end, TIME)))
-    asked = [f.name for f in Schema.load(workspace.schema).tables()["impressions"] if f.name in rows.column_names]
-    numbered = rows.select(asked).append_column(columns.ROW_ID, pa.array(range(len(rows)), pa.int64()))
-    if not len(rows):
-        return rows, rows
-    return rows, training_set.join(workspace, store, bundle.manifest.service, numbered)
+    end = Schema.load(workspace.schema).split.end
+    return rows.filter(pc.less(rows[columns.EVENT_TIMESTAMP], pa.scalar(end, TIME)))
+
+
+def _pulled(workspace: Workspace, store: Any, bundle: Bundle, served: pa.Table) -> pa.Table:
+    """A pull of rows that were served."""
+    asked = [
+        name for name in Schema.load(workspace.schema).tables()["impressions"].names if name in served.column_names
+    ]
+    numbered = served.select(asked).append_column(columns.ROW_ID, pa.array(range(len(served)), pa.int64()))
+    return training_set.join(workspace, store, bundle.manifest.service, numbered)
 
 
 def questions(workspace: Workspace, impressions: int, seed: int = 0) -> list[Question]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -100,6 +101,7 @@ def _forget_online(workspace: Workspace) -> None:
         tear_down(open_store(workspace))
     workspace.feature_store_yaml.unlink()
     workspace.stream.unlink(missing_ok=True)
+    shutil.rmtree(workspace.served, ignore_errors=True)
     Stamp.of(workspace, "materialize").clear()
 
 
@@ -299,7 +301,7 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
 def prove(workspace: Workspace, store: Any, name: str, impressions: int, report: Report) -> Any:
     """Compare a bundle's online and offline values, and write what came out into its folder. Returns the certificate.
 
-    A certificate that still holds is not made again.
+    A certificate that still holds and covers all that was served since is not made again.
     """
     from serving import certificate
     from serving import prove as proofs
@@ -309,7 +311,7 @@ def prove(workspace: Workspace, store: Any, name: str, impressions: int, report:
     bundle = bundles.load(folder)
     with suppress(certificate.Unproven):
         found = certificate.check(folder, bundle)
-        if found.impressions >= impressions:
+        if found.impressions >= impressions and found.served == len(proofs.served_rows(workspace, bundle)):
             return found
     with quiet():
         made = proofs.prove(
