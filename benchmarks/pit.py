@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -23,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from report import Row, peak_mib, write
+from report import Row, answer_of, peak_mib, write
 
 VIEWS = 3
 DAY_US = 86_400_000_000
@@ -161,19 +160,13 @@ def measure(engine: str, folder: Path) -> None:
     print(json.dumps({"seconds": seconds, "mib": memory, "rows": len(table), "checksum": checksum}))
 
 
-def answer_of(engine: str, folder: Path, patience_s: float) -> dict[str, Any]:
+def joined_by(engine: str, folder: Path, patience_s: float) -> dict[str, Any]:
     """One engine in a process of its own; without `rows` where it was stopped."""
-    command = [sys.executable, __file__, "--engine", engine, "--folder", str(folder)]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, cwd=folder)
+        return answer_of(__file__, "--engine", engine, "--folder", str(folder), folder=folder, patience_s=patience_s)
     except subprocess.TimeoutExpired:
         print(engine, f"stopped after {patience_s:.0f} s", flush=True)
         return {"seconds": patience_s}
-    if said.returncode:
-        raise RuntimeError(f"{engine} failed:\n{said.stderr}")
-    print(engine, said.stdout.splitlines()[-1], flush=True)
-    answer: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
-    return answer
 
 
 def run(folder: Path, repeats: int, patience_s: float) -> dict[str, dict[str, float]]:
@@ -184,7 +177,7 @@ def run(folder: Path, repeats: int, patience_s: float) -> dict[str, dict[str, fl
     found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
     for _ in range(repeats):
         for engine in ENGINES:
-            found[engine].append(answer_of(engine, folder, patience_s))
+            found[engine].append(joined_by(engine, folder, patience_s))
     first = found[ENGINES[0]][0]
     for results in found.values():
         ended = [r for r in results if "rows" in r]
@@ -217,7 +210,7 @@ def against_file_store() -> list[Row]:
     """Time, and rows that come back, where Feast's file store can take part."""
     with tempfile.TemporaryDirectory(prefix="pit-") as name:
         write_data(Path(name), **SMALL)
-        ours, theirs = (answer_of(engine, Path(name), PATIENCE_S) for engine in ("asof-store", FILE_STORE))
+        ours, theirs = (joined_by(engine, Path(name), PATIENCE_S) for engine in ("asof-store", FILE_STORE))
 
     def row(name: str, measured: str, unit: str, better: Literal["lower", "higher"]) -> Row:
         n = SMALL["spine_rows"]

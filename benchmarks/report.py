@@ -6,10 +6,11 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -67,6 +68,26 @@ def peak_mib() -> float:
 def forget_peak() -> None:
     """Count from here on: a process that works on one thing after another tells the memory of each."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def answer_of(
+    script: str, *arguments: str, folder: Path | None = None, patience_s: float | None = None
+) -> dict[str, Any]:
+    """Run a benchmark's script again, as one side of it in a process of its own: the JSON of the last line it prints.
+
+    Args:
+        folder: where it works; what it leaves behind stays there.
+    Raises:
+        RuntimeError: it failed. subprocess.TimeoutExpired: it took longer than `patience_s`.
+    """
+    command = [sys.executable, script, *arguments]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, cwd=folder)
+    if said.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{said.stderr}")
+    line = said.stdout.splitlines()[-1]
+    print(*arguments[:2], line, flush=True)
+    answer: dict[str, Any] = json.loads(line)
+    return answer
 
 
 def commit() -> str:

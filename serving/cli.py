@@ -167,10 +167,7 @@ for command in cli_store.VERBS:
 @app.command()
 def backfill(
     model: ModelOption = "larr",
-    start: Annotated[
-        datetime | None,
-        typer.Option("--from", help="UTC, inclusive; the first training row."),
-    ] = None,
+    start: Annotated[datetime | None, typer.Option("--from", help="UTC, inclusive; the first training row.")] = None,
     end: Annotated[datetime | None, typer.Option("--to", help="UTC, exclusive; the end of the log.")] = None,
     scenario: Annotated[str | None, typer.Option(help="Only impressions of this scenario.")] = None,
     entities: Annotated[

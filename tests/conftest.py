@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -261,3 +262,28 @@ def project(tmp_path: Path) -> Project:
     for package in PACKAGES:
         shutil.copytree(ROOT / package, root / package, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     return Project(root, Workspace(root / ".scenerank" / "city"))
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """A small Ray that leaves the machine alone."""
+    started = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        started.init(
+            num_cpus=2,
+            object_store_memory=200 * 2**20,
+            include_dashboard=False,
+            logging_level="error",
+            log_to_driver=False,
+        )
+        yield
+        started.shutdown()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -51,8 +51,6 @@ class LazyJob(RetrievalJob):
 
 def configure(db: duckdb.DuckDBPyConnection, config: DuckConfig) -> None:
     db.execute("SET TimeZone = 'UTC'")
-    # A registered Arrow table has no known size, for which DuckDB would take a nested loop instead of the merge.
-    db.execute("SET asof_loop_join_threshold = 0")
     if config.memory_limit is not None:
         db.execute("SET memory_limit = ?", [config.memory_limit])
     if config.threads is not None:

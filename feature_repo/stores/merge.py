@@ -18,11 +18,10 @@ import pyarrow as pa
 import pyarrow.dataset as pds
 
 from feature_repo.stores.layout import NEVER
-from feature_repo.stores.packed import micros_of
+from feature_repo.stores.packed import MICROSECOND, micros_of
 
 ROW, MOMENT = "__row", "__moment"  # of the spine: position, microseconds
 AT, EVENT, CREATED, KNOWN = "__at", "__event", "__created", "__known"  # of versions: position, microseconds
-MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,12 +166,12 @@ def _known(versions: pa.Table, lookup: Lookup) -> pl.DataFrame:
 
     In the order of that moment; of several at one moment the last one counts.
     """
-    event = _micros(versions[lookup.time])
+    event = micros_of(versions[lookup.time])
     keys = {key: _plain(versions[key], versions[key].type) for key in lookup.keys}
     frame = pl.DataFrame({**keys, EVENT: event, AT: np.arange(len(versions), dtype=np.int64)})
     created = event
     if lookup.created is not None:
-        created = _micros(versions[lookup.created])  # null is the earliest of all
+        created = micros_of(versions[lookup.created])  # null is the earliest of all
     if (created == event).all():
         ordered = frame if (event[1:] >= event[:-1]).all() else frame.sort(EVENT, maintain_order=True)
     else:
@@ -183,11 +182,6 @@ def _known(versions: pa.Table, lookup: Lookup) -> pl.DataFrame:
         ordered = ordered.with_columns(pl.col(EVENT).alias(KNOWN))
     usable = pl.all_horizontal(pl.col(EVENT) != NEVER, *(pl.col(key).is_not_null() for key in keys))
     return ordered.filter(usable).select(*keys, KNOWN, EVENT, AT)
-
-
-def _micros(times: pa.ChunkedArray) -> np.ndarray:
-    """Int64 microseconds UTC of any type that Feast takes for a time."""
-    return micros_of(times if pa.types.is_timestamp(times.type) else times.cast(pa.timestamp("us", "UTC")))
 
 
 def _without_superseded(ordered: pl.DataFrame, keys: list[str]) -> pl.DataFrame:

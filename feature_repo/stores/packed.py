@@ -158,7 +158,7 @@ class PackedOnlineStore(OnlineStore):
     ) -> Columns:
         """One view, as of a moment (now, unless told otherwise)."""
         moment = at or datetime.now(UTC)
-        return self.read(config, [(self.prepare(config, view, features), entities)], _microseconds(moment))[0]
+        return self.read(config, [(self.prepare(config, view, features), entities)], microseconds(moment))[0]
 
     def write(
         self,
@@ -186,8 +186,8 @@ class PackedOnlineStore(OnlineStore):
             slot.name: pa.array([_plain(row.get(slot.name), slot) for _, row, *_ in data], slot.arrow)
             for slot in plan.layout.slots
         }
-        event_us = np.array([_microseconds(event) for *_, event, _ in data], dtype=np.int64)
-        created_us = np.array([NEVER if c is None else _microseconds(c) for *_, c in data], dtype=np.int64)
+        event_us = np.array([microseconds(event) for *_, event, _ in data], dtype=np.int64)
+        created_us = np.array([NEVER if c is None else microseconds(c) for *_, c in data], dtype=np.int64)
         self.write(config, plan, keys, values, event_us, created_us)
         if progress:
             progress(len(data))
@@ -202,7 +202,7 @@ class PackedOnlineStore(OnlineStore):
         """Feast's way out: values as protobufs."""
         plan = self.prepare(config, table, requested_features)
         records = self.get(config, [(plan.table, [serialize_entity_key(key, VERSION) for key in entity_keys])])[0]
-        read = self._columns(config, plan, records, _microseconds(datetime.now(UTC)), config.online_store.expire)
+        read = self._columns(config, plan, records, microseconds(datetime.now(UTC)), config.online_store.expire)
         kinds = {f.name: f.dtype.to_value_type() for f in table.features}
         protos = {slot.name: _protobufs(read.values[slot.name], slot, kinds[slot.name]) for slot in plan.wanted}
         times = [EPOCH + time * MICROSECOND for time in read.times_us.tolist()]
@@ -286,13 +286,15 @@ class PackedOnlineStore(OnlineStore):
 
 
 def micros_of(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Times of any unit, UTC where they name no zone, as int64 microseconds; `NEVER` for null."""
+    """Times of any type that Feast takes, UTC where they name no zone, as int64 microseconds; `NEVER` for null."""
+    if not pa.types.is_timestamp(array.type):
+        array = array.cast(pa.timestamp("us", "UTC"))
     whole = array.cast(pa.timestamp("us", tz=array.type.tz), safe=False).cast(pa.int64())
     filled: np.ndarray = np.asarray(pc.fill_null(whole, NEVER))
     return filled
 
 
-def _microseconds(time: datetime) -> int:
+def microseconds(time: datetime) -> int:
     """Times without a zone are UTC, as everywhere in Feast."""
     aware = time.replace(tzinfo=UTC) if time.tzinfo is None else time
     return (aware - EPOCH) // MICROSECOND

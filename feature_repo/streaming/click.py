@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, StringConstraints, ValidationError
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
+from feature_repo.stores.packed import microseconds
+
 AHEAD = timedelta(minutes=1)  # that a sender's clock may be
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -39,7 +39,7 @@ class Click(BaseModel):
     @property
     def time_us(self) -> int:
         """Microseconds UTC."""
-        return (self.time - EPOCH) // MICROSECOND
+        return microseconds(self.time)
 
 
 def parse(text: bytes, now: datetime) -> Click:

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from feature_repo import columns
+from feature_repo.stores.layout import SECOND_US
 from feature_repo.streaming.click import Click
-
-SECOND_US = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pyarrow.parquet as pq
@@ -16,6 +15,7 @@ from serving import stages
 from serving.features import FeatureReader
 from serving.online import ViewReading
 from serving.request import Place, RequestContext
+from tests.conftest import free_port
 from trainers import bundle as bundles
 
 REQUESTS, POIS = 4, 5  # 4 users, 20 POIs
@@ -46,12 +46,6 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         }
     finally:
         embedded.pg_ctl(["stop", "-m", "fast"], **as_its_user)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(

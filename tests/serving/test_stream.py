@@ -8,25 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
 from feature_repo.datasets.schema import Schema
-from feature_repo.workspace import Workspace
-from tests.conftest import Project
 
 
 @pytest.fixture(scope="module")
-def place(city, tmp_path_factory) -> Project:
+def place(city, project_in, tmp_path_factory) -> Any:
     """A copy of the city with an online store of its own."""
     root = tmp_path_factory.mktemp("stream") / "city"
     shutil.copytree(city.workspace.root, root)
     yaml = root / "feature_store.yaml"
     yaml.write_text(yaml.read_text().replace(str(city.workspace.root), str(root)))
-    return Project(city.root, Workspace(root))
+    return project_in(root)
 
 
-def click(place: Project, event_id: str, user: str, poi: str) -> str:
+def click(place: Any, event_id: str, user: str, poi: str) -> str:
     time_ = Schema.load(place.workspace.schema).split.end
     return json.dumps({"event_id": event_id, "user_id": user, "poi_id": poi, "time": time_.isoformat()}) + "\n"
 

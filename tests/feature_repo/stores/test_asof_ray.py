@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,6 @@ from feature_repo.workspace import Workspace
 from serving import stages
 from trainers import training_set
 from trainers.training_set import Pull
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """A small Ray that leaves the machine alone."""
-    started = pytest.importorskip("ray")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
-        started.init(
-            num_cpus=2,
-            object_store_memory=200 * 2**20,
-            include_dashboard=False,
-            logging_level="error",
-            log_to_driver=False,
-        )
-        yield
-        started.shutdown()
 
 
 def opened(workspace: Workspace, offline: dict[str, Any], folder: Path) -> FeatureStore:

