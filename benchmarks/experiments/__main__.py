@@ -14,6 +14,7 @@ from benchmarks.experiments import (
     larr_aggregation,
     larr_alignment,
     larr_cold_start,
+    larr_equivalence,
     larr_foursquare,
     larr_growth,
     larr_kuairand,
@@ -37,7 +38,15 @@ from benchmarks.experiments import (
 from benchmarks.experiments.run import arguments, main
 
 CORE = (larr_main, larr_aggregation, larr_alignment, larr_stages, larr_no_semantics)
-OTHERS = (larr_cold_start, larr_new_words, larr_pairs, larr_language_model, larr_scene_features, larr_growth)
+OTHERS = (
+    larr_cold_start,
+    larr_new_words,
+    larr_pairs,
+    larr_language_model,
+    larr_scene_features,
+    larr_growth,
+    larr_equivalence,
+)
 MSR = (msr_city, msr_controls, msr_similarity, msr_cold_scenario, msr_negative_transfer)
 SETS = {
     "core": [module.experiment for module in CORE],

@@ -16,8 +16,10 @@ from feature_repo.datasets.city import Variant
 MARGIN = 0.001  # of relative differences
 
 
+SILENT = Variant(semantics=False)
+
+
 def experiment(scale: Scale) -> Experiment:
-    silent = Variant(semantics=False)
     references = {
         "PLE + scene ids": scale.scene_ids,
         "PLE + scene ids + POI text": scale.scene_ids_and_text,
@@ -27,8 +29,8 @@ def experiment(scale: Scale) -> Experiment:
         name="larr_no_semantics",
         question="Where the scene says nothing of what people want, is LARR as good as ids and as random vectors?",
         arms={
-            **{name: partial(make, variant=silent) for name, make in references.items()},
-            "LARR": partial(scale.larr, variant=silent),
+            **{name: partial(make, variant=SILENT) for name, make in references.items()},
+            "LARR": partial(scale.larr, variant=SILENT),
         },
         seeds=scale.core_seeds,
         comparisons=tuple(Comparison(ours="LARR", reference=reference, margin=MARGIN) for reference in references),
