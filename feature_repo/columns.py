@@ -125,6 +125,11 @@ def scene_value(feature: str, value: str) -> str:
     return f"{feature}={value}"
 
 
+def beside(space: str, version: str) -> str:
+    """The view of a version of knowledge that stands beside the one in use, such as `poi_text_0d62c1a9e3f4`."""
+    return f"{space}_{version}"
+
+
 def knowledge(space: str, field: str) -> str:
     """The feature name of one field of a knowledge view, such as `poi_text_row`."""
     return f"{space}_{field}"

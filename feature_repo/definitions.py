@@ -1,10 +1,12 @@
 """The one file that Feast reads: it re-exports every Feast object of this package (`.feastignore` hides the rest).
 
-Views of statistics that the active dataset does not keep are None, and so is knowledge that nobody asked for.
+Views of statistics that the active dataset does not keep are None, and so is knowledge that nobody asked for. Versions
+of knowledge that are served beside those in use come last, by the names of their views.
 """
 
 from feature_repo.entities import category, daypart, poi, scenario, scene_value, specialty, user
 from feature_repo.knowledge import (
+    beside,
     poi_text,
     scenario_knowledge,
     scenario_text,
@@ -60,3 +62,5 @@ __all__ = [
     "user_stats",
     "user_text",
 ]
+globals().update({view.name: view for view in beside})
+__all__ += [view.name for view in beside]

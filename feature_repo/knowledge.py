@@ -2,45 +2,45 @@
 
 `trainers.language.embed` writes the first kind, `trainers.language.prompted` the second, which is there only where
 somebody ran it. `<space>_row` is the vector's row in the matrix of its version: training pulls carry the row, not the
-vector.
+vector. A version that is served beside the one in use has a view of its own.
 """
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from feast import Entity, FeatureView, Field
+from feast import FeatureView, Field, FileSource
 from feast.types import Array, Float32, Int64, String
 
 from feature_repo import columns, entities, sources
 
 # A snapshot serves until the next one; longer than a month without one is no longer knowledge of today's user.
 SNAPSHOT_TTL = timedelta(weeks=5)
+ENTITIES = {
+    columns.POI_ID: entities.poi,
+    columns.USER_ID: entities.user,
+    columns.SCENARIO_ID: entities.scenario,
+    columns.SCENE_VALUE: entities.scene_value,
+}
+DESCRIPTIONS = {
+    "poi_text": "What the POI's description means.",
+    "user_text": "What the user's description means.",
+    "scenario_text": "What the scenario's description means.",
+    "scene_text": "What the sentence of a scene value means.",
+    "user_knowledge": "What a language model makes of all that the user did in all scenarios so far.",
+    "scenario_knowledge": "What a language model makes of the scenario, compared with the others.",
+}
 
 
-def _knowledge_view(space: str, entity: Entity, description: str) -> FeatureView:
-    return _view(space, entity, timedelta(0), (), description, {})
-
-
-def _prompted_view(space: str, entity: Entity, description: str) -> FeatureView | None:
-    """None where no language model was asked."""
-    if not _path(space).exists():
-        return None
-    said = (columns.TEXT, columns.WORDS, columns.TOLD)
-    return _view(space, entity, SNAPSHOT_TTL, said, description, {columns.FRESH_WITHIN: "8d"})
-
-
-def _view(
-    space: str, entity: Entity, ttl: timedelta, said: tuple[str, ...], description: str, tags: dict[str, str]
-) -> FeatureView:
-    """
-    Args:
-        said: fields in words, beside the vector.
-    """
+def _view(name: str, space: str, source: FileSource) -> FeatureView:
+    """The view of one version: the one in use is called as its space."""
+    prompted = space in columns.PROMPTED
+    said = (columns.TEXT, columns.WORDS, columns.TOLD) if prompted else ()
     return FeatureView(
-        name=space,
-        entities=[entity],
-        ttl=ttl,
+        name=name,
+        entities=[ENTITIES[columns.SPACES[space]]],
+        ttl=SNAPSHOT_TTL if prompted else timedelta(0),
         schema=[
             Field(name=columns.knowledge(space, columns.ROW), dtype=Int64),
             Field(name=columns.knowledge(space, columns.VERSION), dtype=String),
@@ -50,36 +50,44 @@ def _view(
                 name=columns.knowledge(space, columns.VECTOR),
                 dtype=Array(Float32),
                 vector_index=True,
-                vector_length=_width(space),
+                vector_length=_width(space, Path(source.path)),
                 vector_search_metric="COSINE",
             ),
         ],
-        source=sources.knowledge(space),
-        description=description,
-        tags=tags,
+        source=source,
+        description=DESCRIPTIONS[space],
+        tags={columns.FRESH_WITHIN: "8d"} if prompted else {},
     )
 
 
-def _path(space: str) -> Path:
-    return sources.WORKSPACE.knowledge / f"{space}.parquet"
-
-
-def _width(space: str) -> int:
+def _width(space: str, path: Path) -> int:
     """The length of the vectors at hand; 0 before anything was embedded."""
-    path = _path(space)
     if not path.exists():
         return 0
     first = next(pq.ParquetFile(path).iter_batches(batch_size=1, columns=[columns.knowledge(space, columns.VECTOR)]))
     return len(first.column(0)[0])
 
 
-poi_text = _knowledge_view("poi_text", entities.poi, "What the POI's description means.")
-user_text = _knowledge_view("user_text", entities.user, "What the user's description means.")
-scenario_text = _knowledge_view("scenario_text", entities.scenario, "What the scenario's description means.")
-scene_text = _knowledge_view("scene_text", entities.scene_value, "What the sentence of a scene value means.")
-user_knowledge = _prompted_view(
-    "user_knowledge", entities.user, "What a language model makes of all that the user did in all scenarios so far."
-)
-scenario_knowledge = _prompted_view(
-    "scenario_knowledge", entities.scenario, "What a language model makes of the scenario, compared with the others."
-)
+def _in_use(space: str) -> FeatureView:
+    return _view(space, space, sources.knowledge(space))
+
+
+def _prompted(space: str) -> FeatureView | None:
+    """None where no language model was asked."""
+    return _in_use(space) if Path(sources.knowledge(space).path).exists() else None
+
+
+def _beside() -> Iterator[FeatureView]:
+    """Versions that go on being served beside those in use, for bundles that were trained on them."""
+    for path in sorted(sources.WORKSPACE.beside.glob("*.parquet")):
+        space = next(space for space in columns.SPACES if path.stem.startswith(columns.beside(space, "")))
+        yield _view(path.stem, space, sources.knowledge_beside(path.stem))
+
+
+poi_text = _in_use("poi_text")
+user_text = _in_use("user_text")
+scenario_text = _in_use("scenario_text")
+scene_text = _in_use("scene_text")
+user_knowledge = _prompted("user_knowledge")
+scenario_knowledge = _prompted("scenario_knowledge")
+beside = tuple(_beside())

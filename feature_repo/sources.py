@@ -32,6 +32,11 @@ def knowledge(space: str) -> FileSource:
     return _parquet(space, str(WORKSPACE.knowledge / f"{space}.parquet"))
 
 
+def knowledge_beside(view: str) -> FileSource:
+    """The source of one version that stands beside the one in use."""
+    return _parquet(view, str(WORKSPACE.beside / f"{view}.parquet"))
+
+
 def _parquet(name: str, path: str) -> FileSource:
     return FileSource(
         name=name,

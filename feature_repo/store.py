@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from feature_repo import columns
 from feature_repo.workspace import REPOSITORY, Workspace
 
 EMBEDDED = "embedded"
@@ -65,6 +67,18 @@ def declared() -> list[Any]:
 def online_views(store: Any) -> list[str]:
     """The names of the views that the online store serves, in alphabetical order."""
     return sorted(view.name for view in store.list_batch_feature_views() if view.online)
+
+
+def view_of(store: Any, space: str, version: str) -> str:
+    """The view that holds a version of knowledge: its own where it stands beside the one in use."""
+    own = columns.beside(space, version)
+    return own if own in online_views(store) else space
+
+
+def drop(store: Any, views: Sequence[str]) -> None:
+    """Take some views out of the registry, where they are there, and their values out of the online store."""
+    there = [view for view in store.list_batch_feature_views() if view.name in views]
+    store.apply([], objects_to_delete=there, partial=False)
 
 
 def tear_down(store: Any) -> None:

@@ -34,6 +34,11 @@ class Workspace:
         return self.root / "knowledge"
 
     @property
+    def beside(self) -> Path:
+        """Versions of knowledge that are served beside those in use: a file each, called as its view."""
+        return self.knowledge / "beside"
+
+    @property
     def language(self) -> Path:
         """Run folders of language models that were tuned here, one a stage."""
         return self.root / "language"

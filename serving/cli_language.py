@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from serving.options import LanguageModelOption, WorkspaceOption, explained, workspace_of
+from serving.options import BesideOption, LanguageModelOption, WorkspaceOption, explained, workspace_of
 
 
 def model(language_model: LanguageModelOption = "smollm2") -> None:
@@ -189,32 +189,41 @@ def embed(
         str | None, typer.Option(help="Of a running cluster [RAY_ADDRESS, or this machine].")
     ] = None,
     unit_length: Annotated[bool, typer.Option("--unit-length", help="Vectors of length 1.")] = False,
+    beside: BesideOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Texts of POIs, users, scenarios and scene values -> vectors; texts embedded before are not again.
 
     A folder that was tuned is read as it was tuned, and its vectors are available from its cut-off on. Where the model
     runs does not change its vectors. An endpoint's bearer token is read from SCENERANK_ENDPOINT_TOKEN.
+
+    Another model makes another version. Servers of bundles that were trained on the version in use go on with it where
+    it was put beside the new one before: `--beside` with the old model, `scenerank apply`, `scenerank materialize`.
     """
-    from serving import screen, stages
+    from serving import screen, stages_language
 
     with explained(), screen.stage("embed texts") as report:
-        options = stages.EmbedOptions(
+        options = stages_language.EmbedOptions(
             model=language_model,
             unit_length=unit_length,
+            beside=beside,
             endpoint=endpoint,
             endpoint_model=endpoint_model,
             ray=ray,
             ray_gpus=ray_gpus,
             ray_address=ray_address,
         )
-        stages.embed(workspace_of(workspace), options, report)
+        stages_language.embed(workspace_of(workspace), options, report)
 
 
 def knowledge(
     action: Annotated[
-        str | None, typer.Argument(help="`status`: show coverage, versions and ages of what is there; ask nothing.")
+        str | None,
+        typer.Argument(
+            help="Ask nothing. `status`: show coverage, versions and ages; `drop`: serve a version no more."
+        ),
     ] = None,
+    version: Annotated[str | None, typer.Argument(help="Of `drop`: one that stands beside those in use.")] = None,
     language_model: LanguageModelOption = "smollm2",
     pooling: Annotated[
         str, typer.Option(help="last token of the prompt, generated-last, generated-mean, or poi-mean (no prompt).")
@@ -231,6 +240,7 @@ def knowledge(
     tokens: Annotated[int, typer.Option(help="At most, of what the model writes.")] = 32,
     tell: Annotated[bool, typer.Option("--tell", help="Also let the model write freely, for people to read.")] = False,
     max_length: Annotated[int, typer.Option(help="Tokens of a prompt; nothing of it is ever cut.")] = 1024,
+    beside: BesideOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Step 1 of LLM4MSR: ask a frozen language model about every scenario and every user, once a week of the log.
@@ -246,7 +256,7 @@ def knowledge(
     from serving import screen, stages_language
 
     if action is not None:
-        _status(action, workspace)
+        _without_asking(action, version, workspace)
         return
     with explained():
         options = stages_language.KnowledgeOptions(
@@ -262,6 +272,7 @@ def knowledge(
             tokens=tokens,
             tell=tell,
             max_length=max_length,
+            beside=beside,
         )
         target = workspace_of(workspace)
         with screen.stage(f"ask {language_model} about scenarios and users") as report:
@@ -272,17 +283,23 @@ def knowledge(
             screen.console.print(screen.tastes_line(done.tastes), highlight=False)
 
 
-def _status(action: str, workspace: Path | None) -> None:
-    """What `knowledge status` says, as of the end of the log."""
+def _without_asking(action: str, version: str | None, workspace: Path | None) -> None:
+    """What `knowledge status` says, as of the end of the log, and what `knowledge drop` does."""
     from feature_repo.datasets.schema import Schema
-    from serving import coverage, screen
+    from serving import coverage, screen, stages_language
 
     with explained():
-        if action != "status":
-            raise ValueError(f"knowledge {action}: no such action; say `status`, or nothing to ask the model")
         target = workspace_of(workspace)
-        at = Schema.load(target.schema).split.end
-        screen.console.print(screen.coverage_table(list(coverage.measure(target, at)), at))
+        if action == "status" and version is None:
+            at = Schema.load(target.schema).split.end
+            screen.console.print(screen.coverage_table(list(coverage.measure(target, at)), at))
+        elif action == "drop" and version is not None:
+            screen.console.print("no longer served:", ", ".join(stages_language.drop(target, version)))
+        else:
+            told = " ".join(word for word in (action, version) if word)
+            raise ValueError(
+                f"knowledge {told}: no such action; say `status`, `drop VERSION`, or nothing to ask the model"
+            )
 
 
 def _numbers(settings: list[str] | None) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns
 from feature_repo.workspace import Workspace
-from trainers.knowledge import MODEL, one_version
+from trainers.knowledge import MODEL, one_version, served_from
 
 # Where all entities of a key are listed; scene values are listed nowhere but in their own knowledge.
 TABLES = {columns.USER_ID: "users", columns.POI_ID: "pois", columns.SCENARIO_ID: "scenarios"}
@@ -28,6 +28,7 @@ class Coverage:
         entities: that have a vector. known: that there are, first seen by then; None where nobody lists them.
         texts: different texts or prompts that were read.
         newest_s, median_s: ages of each entity's newest vector; None without any.
+        beside: whether it is served beside the version in use.
     """
 
     space: str
@@ -38,6 +39,7 @@ class Coverage:
     texts: int
     newest_s: float | None
     median_s: float | None
+    beside: bool = False
 
     @property
     def share(self) -> float | None:
@@ -45,15 +47,20 @@ class Coverage:
 
 
 def measure(workspace: Workspace, at: datetime) -> Iterator[Coverage]:
-    """Every vector space, in the order of `columns.SPACES`. Raises KnowledgeError for a file that mixes versions."""
+    """Every vector space, in the order of `columns.SPACES`: the version in use, then those beside it.
+
+    Raises KnowledgeError for a file that mixes versions.
+    """
     for space, key in columns.SPACES.items():
-        path, known = workspace.knowledge / f"{space}.parquet", _known(workspace, key, at)
+        path, known = served_from(workspace, space), _known(workspace, key, at)
         if path.exists():
             yield _of_file(space, key, path, known, at)
         else:
             yield Coverage(
                 space=space, model="", version="", entities=0, known=known, texts=0, newest_s=None, median_s=None
             )
+        for beside in sorted(workspace.beside.glob(f"{columns.beside(space, '*')}.parquet")):
+            yield replace(_of_file(space, key, beside, known, at), beside=True)
 
 
 def _of_file(space: str, key: str, path: Path, known: int | None, at: datetime) -> Coverage:

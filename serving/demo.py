@@ -24,7 +24,7 @@ from feature_repo import columns
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
-from serving import screen, stages
+from serving import screen, stages, stages_language
 from serving.client import Access, Asker, Recommender, Wish
 
 START_SECONDS, ABORT_SECONDS = 60.0, 5.0
@@ -51,7 +51,7 @@ def build(workspace: Workspace, job: Job) -> None:
     with screen.stage("source tables and behaviour statistics") as report:
         stages.data(workspace, job.choice, report)
     with screen.stage("embed texts with the language model") as report:
-        stages.embed(workspace, stages.EmbedOptions(model=job.language_model), report)
+        stages_language.embed(workspace, stages_language.EmbedOptions(model=job.language_model), report)
     with screen.stage("apply the feature repository"):
         store = stages.apply(workspace)
     with screen.stage("materialise the online store") as report:

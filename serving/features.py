@@ -15,6 +15,7 @@ from feast import FeatureStore
 
 from feature_repo import columns, scenes
 from feature_repo.datasets.schema import Schema
+from feature_repo.store import view_of
 from serving.online import Read, ServiceMismatch, ValueStatus, View, ViewReading, fetch, open_view
 from serving.request import RequestContext
 from trainers.bundle import Bundle
@@ -75,17 +76,22 @@ class FeatureReader:
         references = [tuple(reference.split(":", 1)) for reference in bundle.manifest.features]
         self._features = frozenset(feature for _, feature in references)
         stored = dict.fromkeys(r for r in [*references, *DESCRIPTIONS.values()] if r[0] != SCENE_VIEW)
+        # Knowledge comes from the view of the version that the ranker reads, and that may be one beside the one in use.
+        versions = bundle.manifest.knowledge_versions
+        pinned = {space: view_of(store, space, version) for space, version in versions.items()}
+        self._space_of = {view: space for space, view in pinned.items()}
         views = [
-            open_view(store, name, [f for v, f in stored if v == name]) for name in dict.fromkeys(v for v, _ in stored)
+            open_view(store, pinned.get(name, name), [f for v, f in stored if v == name])
+            for name in dict.fromkeys(v for v, _ in stored)
         ]
         derived = {columns.CATEGORY_KEY, columns.SPECIALTY_KEY, columns.DAYPART_KEY}
         self._context_views = [v for v in views if v.keys <= {columns.USER_ID, columns.SCENARIO_ID}]
         self._derived_views = [v for v in views if v.keys & derived]
         self._poi_views = [v for v in views if v not in self._context_views and v not in self._derived_views]
         self._scene_view = None
-        if SCENE_SPACE in bundle.manifest.knowledge_versions:
+        if SCENE_SPACE in pinned:
             fields = [columns.knowledge(SCENE_SPACE, name) for name in (columns.ROW, columns.VERSION)]
-            self._scene_view = open_view(store, SCENE_SPACE, fields)
+            self._scene_view = open_view(store, pinned[SCENE_SPACE], fields)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -153,8 +159,8 @@ class FeatureReader:
 
     def _refuse_other_versions(self, read: Read) -> None:
         """Knowledge of another version than the ranker reads, or beyond its matrix, is missing."""
-        space = read.view.name
-        if space not in self._bundle.manifest.knowledge_versions:
+        space = self._space_of.get(read.view.name)
+        if space is None:
             return
         row = columns.knowledge(space, columns.ROW)
         version = self._bundle.manifest.knowledge_versions[space]

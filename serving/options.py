@@ -22,6 +22,10 @@ UsersOption = Annotated[
     int | None, typer.Option(help="Users of the city; of KuaiRand and mapped logs: how many to keep.")
 ]
 LanguageModelOption = Annotated[str, typer.Option(help="smollm2 or minilm (embedded), a folder, or a Hugging Face id.")]
+BesideOption = Annotated[
+    bool,
+    typer.Option("--beside", help="Leave the version in use; have this one served beside it, by a view of its own."),
+]
 AddressOption = Annotated[str, typer.Option(help="Of a running server.")]
 UserOption = Annotated[str | None, typer.Option(help="User id.")]
 ScenarioOption = Annotated[str | None, typer.Option(help="Scenario id.")]

@@ -83,7 +83,7 @@ def prove(
             readings.append(reader.read_pois(reader.read_context(question.context, question.time_us), question.poi_ids))
             progress(done, len(asked))
     online = pa.concat_tables([reading.table for reading in readings])
-    offline = training_set.join(workspace, store, bundle.manifest.service, spine(asked))
+    offline = _join(workspace, store, bundle, spine(asked))
     found = list(differences(online, offline, bundle.manifest.features))
     really = served_rows(workspace, bundle)
     if len(really):
@@ -119,7 +119,13 @@ def _pulled(workspace: Workspace, store: Any, bundle: Bundle, served: pa.Table) 
         name for name in Schema.load(workspace.schema).tables()["impressions"].names if name in served.column_names
     ]
     numbered = served.select(asked).append_column(columns.ROW_ID, pa.array(range(len(served)), pa.int64()))
-    return training_set.join(workspace, store, bundle.manifest.service, numbered)
+    return _join(workspace, store, bundle, numbered)
+
+
+def _join(workspace: Workspace, store: Any, bundle: Bundle, rows: pa.Table) -> pa.Table:
+    """The pull of what a bundle reads, of the versions of knowledge that it was trained on."""
+    manifest = bundle.manifest
+    return training_set.join(workspace, store, manifest.service, rows, manifest.knowledge_versions)
 
 
 def questions(workspace: Workspace, impressions: int, seed: int = 0) -> list[Question]:

@@ -134,7 +134,7 @@ def coverage_table(found: Sequence[Any], at: datetime) -> Table:
         covered = "" if one.share is None else f"{one.share:.0%}"
         ages = ["" if age is None else _span(age) for age in (one.newest_s, one.median_s)]
         table.add_row(
-            one.space,
+            f"[dim]{one.space}, beside[/]" if one.beside else one.space,
             one.model or "[dim]nothing[/]",
             one.version,
             f"{one.entities:,}",

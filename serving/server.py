@@ -17,11 +17,12 @@ from typing import TypeVar
 
 import grpc
 import torch
+from feast import FeatureStore
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from feature_repo.store import open_store
+from feature_repo.store import open_store, view_of
 from feature_repo.workspace import Workspace
 from serving import certificate, wire
 from serving.auth import Tls, TokenInterceptor, require_loopback
@@ -36,7 +37,7 @@ from serving.served import ServedLog
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
 from trainers import bundle as bundles
-from trainers.knowledge import load_matrix
+from trainers.knowledge import load_matrix, served_from
 
 log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"].full_name
@@ -170,13 +171,14 @@ def open_pipeline(
     Raises BundleError, IndexArtefactError, Unproven or another ServiceMismatch where one of them cannot be used.
     """
     loaded = bundles.load(bundle)
-    _check_knowledge(workspace, loaded)
+    store = open_store(workspace)
+    _check_knowledge(workspace, store, loaded)
     proven = _is_proven(bundle, loaded, unproven)
     retriever = None if index is None else Retriever.load(index)
     served = None
     if served_share:
         served = ServedLog(workspace.served, served_share, loaded.manifest.version, loaded.schema)
-    reader = FeatureReader(open_store(workspace), loaded)
+    reader = FeatureReader(store, loaded)
     return Pipeline(reader, Scorer(loaded), retriever, proven=proven, served=served)
 
 
@@ -191,14 +193,18 @@ def _is_proven(folder: Path, bundle: bundles.Bundle, unproven: bool) -> bool:
     return True
 
 
-def _check_knowledge(workspace: Workspace, bundle: bundles.Bundle) -> None:
-    """Raises ServiceMismatch if the workspace's knowledge was made by another encoder than the bundle's."""
+def _check_knowledge(workspace: Workspace, store: FeatureStore, bundle: bundles.Bundle) -> None:
+    """Raises ServiceMismatch if another encoder than the bundle's made the workspace's knowledge, and its own version
+    does not stand beside it."""
     for space, version in bundle.manifest.knowledge_versions.items():
-        path = workspace.knowledge / f"{space}.parquet"
+        if view_of(store, space, version) != space:
+            continue
+        path = served_from(workspace, space)
         if path.exists() and (found := load_matrix(path).version) != version:
             raise ServiceMismatch(
                 f"{space}: the bundle was trained on version {version}, the workspace holds {found}: train again, or "
-                "embed with the bundle's language model"
+                "put the bundle's version beside it (`--beside` of the verb that made it, then `scenerank apply` and "
+                "`scenerank materialize`)"
             )
 
 

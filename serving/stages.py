@@ -74,7 +74,7 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     made_by = code_of(
         "feature_repo/datasets", "feature_repo/scenes.py", "feature_repo/aggregates.py", "feature_repo/like_minded.py"
     )
-    stamp = Stamp.of(workspace, "data", config=repr(choice.config), files=_files(choice.files), code=made_by)
+    stamp = Stamp.of(workspace, "data", config=repr(choice.config), files=files_state(choice.files), code=made_by)
     if stamp.fresh:
         return False
     stamp.clear()
@@ -110,63 +110,8 @@ def _forget_prompted(workspace: Workspace) -> None:
     and asked for again where a prompt is the same."""
     for space in columns.PROMPTED:
         (workspace.knowledge / f"{space}.parquet").unlink(missing_ok=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedOptions:
-    """Which model reads the texts, and where it runs: in this process, behind an endpoint, or in workers of Ray.
-
-    Args:
-        model: a name, a folder or a Hugging Face id.
-        unit_length: vectors of length 1, as some endpoints always give.
-        endpoint: url of a server that has the model, up to and without `/embeddings`.
-        endpoint_model: the name by which the server calls it; None: as it is called here.
-        ray: workers; 0: none.
-        ray_gpus: of each worker.
-        ray_address: of a running cluster; None: what `RAY_ADDRESS` names, or this machine.
-    """
-
-    model: str = "smollm2"
-    unit_length: bool = False
-    endpoint: str | None = None
-    endpoint_model: str | None = None
-    ray: int = 0
-    ray_gpus: int = 0
-    ray_address: str | None = None
-
-    def backend(self) -> Callable[[Any], Any] | None:
-        """Makes a `Backend` from an `EncoderConfig`; None for this process."""
-        from trainers.language.cluster import Cluster
-        from trainers.language.endpoint import Endpoint
-
-        if self.endpoint is not None and self.ray:
-            raise ValueError("texts are embedded by an endpoint or by Ray, not by both")
-        if self.endpoint is not None:
-            return Endpoint(url=self.endpoint, model=self.endpoint_model)
-        if self.ray:
-            return Cluster(workers=self.ray, gpus=self.ray_gpus, address=self.ray_address)
-        return None
-
-
-def embed(workspace: Workspace, options: EmbedOptions, report: Report) -> bool:
-    """Texts -> knowledge. Returns whether anything was done; texts that were embedded before are not again."""
-    from trainers.language.embed import embed as embed_texts
-    from trainers.language.encoder import EncoderConfig
-
-    config, backend = EncoderConfig(model=options.model, unit_length=options.unit_length), options.backend()
-    stamp = Stamp.of(
-        workspace,
-        "embed",
-        versions=[config.version(space) for space in columns.KNOWLEDGE],
-        sources=_files(workspace.sources.glob("*.parquet")),
-        code=code_of("trainers/language", "feature_repo/scenes.py"),
-    )
-    if stamp.fresh:
-        return False
-    stamp.clear()
-    embed_texts(workspace, config, report, backend=backend)
-    stamp.set()
-    return True
+        for file in workspace.beside.glob(f"{columns.beside(space, '*')}.parquet"):
+            file.unlink()
 
 
 def apply(workspace: Workspace, profile: str = EMBEDDED) -> Any:
@@ -184,10 +129,11 @@ def materialize(workspace: Workspace, store: Any, end: datetime | None = None, r
     from feature_repo.store import online_views
 
     end = end or Schema.load(workspace.schema).split.end
-    files = [*workspace.sources.glob("*.parquet"), *workspace.knowledge.glob("*.parquet")]
+    folders = (workspace.sources, workspace.knowledge, workspace.beside)
+    files = [file for folder in folders for file in folder.glob("*.parquet")]
     online = workspace.feature_store_yaml.read_text()
     code = code_of("feature_repo")
-    stamp = Stamp.of(workspace, "materialize", end=end, files=_files(files), store=_digest(online), code=code)
+    stamp = Stamp.of(workspace, "materialize", end=end, files=files_state(files), store=_digest(online), code=code)
     if stamp.fresh:
         return False
     stamp.clear()
@@ -374,7 +320,7 @@ def matrices(workspace: Workspace) -> Mapping[str, Any]:
     return {space: load_matrix(path) for space, path in paths.items() if path.exists()}
 
 
-def _files(paths: Iterable[Path]) -> dict[str, list[int]]:
+def files_state(paths: Iterable[Path]) -> dict[str, list[int]]:
     """Size and time of change of each file."""
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(paths)}
 

@@ -5,13 +5,15 @@ The run folder of a stage knows what it was made from; what is there is not done
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import glob
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from feature_repo import columns
 from feature_repo.workspace import Workspace
-from serving.stages import Report
+from serving.stages import Report, Stamp, code_of, files_state, quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,86 @@ def probe(workspace: Workspace, model: str, moments: int, report: Report) -> Any
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """Which model reads the texts, and where it runs: in this process, behind an endpoint, or in workers of Ray.
+
+    Args:
+        model: a name, a folder or a Hugging Face id.
+        unit_length: vectors of length 1, as some endpoints always give.
+        beside: leave the version in use, and have this one served beside it.
+        endpoint: url of a server that has the model, up to and without `/embeddings`.
+        endpoint_model: the name by which the server calls it; None: as it is called here.
+        ray: workers; 0: none.
+        ray_gpus: of each worker.
+        ray_address: of a running cluster; None: what `RAY_ADDRESS` names, or this machine.
+    """
+
+    model: str = "smollm2"
+    unit_length: bool = False
+    beside: bool = False
+    endpoint: str | None = None
+    endpoint_model: str | None = None
+    ray: int = 0
+    ray_gpus: int = 0
+    ray_address: str | None = None
+
+    def backend(self) -> Callable[[Any], Any] | None:
+        """Makes a `Backend` from an `EncoderConfig`; None for this process."""
+        from trainers.language.cluster import Cluster
+        from trainers.language.endpoint import Endpoint
+
+        if self.endpoint is not None and self.ray:
+            raise ValueError("texts are embedded by an endpoint or by Ray, not by both")
+        if self.endpoint is not None:
+            return Endpoint(url=self.endpoint, model=self.endpoint_model)
+        if self.ray:
+            return Cluster(workers=self.ray, gpus=self.ray_gpus, address=self.ray_address)
+        return None
+
+
+def embed(workspace: Workspace, options: EmbedOptions, report: Report) -> bool:
+    """Texts -> knowledge. Returns whether anything was done; texts that were embedded before are not again."""
+    from trainers.language.embed import embed as embed_texts
+    from trainers.language.encoder import EncoderConfig
+
+    config, backend = EncoderConfig(model=options.model, unit_length=options.unit_length), options.backend()
+    stamp = Stamp.of(
+        workspace,
+        "embed-beside" if options.beside else "embed",
+        versions=[config.version(space) for space in columns.KNOWLEDGE],
+        sources=files_state(workspace.sources.glob("*.parquet")),
+        code=code_of("trainers/language", "feature_repo/scenes.py"),
+    )
+    if stamp.fresh:
+        return False
+    stamp.clear()
+    embed_texts(workspace, config, report, backend=backend, beside=options.beside)
+    stamp.set()
+    return True
+
+
+def drop(workspace: Workspace, version: str) -> list[str]:
+    """Serve a version beside those in use no longer; what was computed is kept. Returns the views that are gone.
+
+    Raises ValueError where no such version stands there.
+    """
+    from feature_repo.store import drop as drop_views
+    from feature_repo.store import open_store
+
+    files = sorted(workspace.beside.glob(f"{columns.beside('*', glob.escape(version))}.parquet"))
+    if not files:
+        there = sorted({file.stem.rpartition("_")[2] for file in workspace.beside.glob("*.parquet")})
+        raise ValueError(f"no version {version!r} stands beside those in use; there are {', '.join(there) or 'none'}")
+    views = [file.stem for file in files]
+    if workspace.feature_store_yaml.exists():
+        with quiet():
+            drop_views(open_store(workspace), views)
+    for file in files:
+        file.unlink()
+    return views
+
+
+@dataclass(frozen=True, kw_only=True)
 class KnowledgeOptions:
     """What a person chooses about prompted knowledge; the rest is `trainers.language.prompted.KnowledgeConfig`."""
 
@@ -155,6 +237,7 @@ class KnowledgeOptions:
     tokens: int = 32
     tell: bool = False
     max_length: int = 1024
+    beside: bool = False
 
 
 def knowledge(workspace: Workspace, options: KnowledgeOptions, report: Report) -> Any:
@@ -176,6 +259,7 @@ def knowledge(workspace: Workspace, options: KnowledgeOptions, report: Report) -
         words=options.words,
         tokens=options.tokens,
         tell=options.tell,
+        beside=options.beside,
     )
     return prompted.ask(workspace, config, report)
 

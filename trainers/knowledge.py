@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo import columns
+from feature_repo.workspace import Workspace
 
 MISSING_ROW = 0
 # The space that scene slots point into; the others describe the impression itself.
@@ -86,6 +87,13 @@ class _Lookup:
     stride: int
     codes: np.ndarray
     rows: np.ndarray
+
+
+def served_from(workspace: Workspace, space: str, beside: str | None = None) -> Path:
+    """The knowledge file of the version in use, or of a version that is served beside it."""
+    if beside is None:
+        return workspace.knowledge / f"{space}.parquet"
+    return workspace.beside / f"{columns.beside(space, beside)}.parquet"
 
 
 def load_matrix(path: Path) -> VectorMatrix:

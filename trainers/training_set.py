@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,8 +29,9 @@ import pyarrow.parquet as pq
 from feature_repo import columns
 from feature_repo.datasets.schema import BORDERS, TIME, Schema
 from feature_repo.scenes import EVENT_TIME_US, daypart_keys, features_of
+from feature_repo.store import view_of
 from feature_repo.workspace import Workspace
-from trainers.knowledge import SCENE_SPACE, VectorMatrix, load_matrix
+from trainers.knowledge import SCENE_SPACE, VectorMatrix, load_matrix, served_from
 from trainers.spine import read_entities
 
 PART_ROWS = 50_000
@@ -155,13 +156,19 @@ def impressions(workspace: Workspace, pull: Pull) -> pa.Table:
     return spine
 
 
-def join(workspace: Workspace, store: Any, service: str, spine: pa.Table) -> pa.Table:
-    """The point-in-time values of one slice of the spine, in its order, with the spine's own columns beside them."""
+def join(
+    workspace: Workspace, store: Any, service: str, spine: pa.Table, versions: Mapping[str, str] | None = None
+) -> pa.Table:
+    """The point-in-time values of one slice of the spine, in its order, with the spine's own columns beside them.
+
+    Args:
+        versions: of knowledge, by space; of spaces that are not named, and by default, those in use.
+    """
     schema = Schema.load(workspace.schema)
     asked = with_keys(spine, workspace, schema)
     pulled = store.get_historical_features(
         entity_df=asked.drop_columns(_outcomes(asked)).to_pandas(),
-        features=store.get_feature_service(service),
+        features=_features(store, service, versions or {}),
         filter_by_created_timestamp=True,
     ).to_arrow()
     if len(pulled) != len(spine) or pc.count_distinct(pulled[columns.ROW_ID]).as_py() != len(spine):
@@ -176,7 +183,7 @@ def join(workspace: Workspace, store: Any, service: str, spine: pa.Table) -> pa.
         # A scene feature that says nothing in the whole slice comes back without a type; its values are words.
         column = values[name].cast(pa.string()) if pa.types.is_null(values[name].type) else values[name]
         table = table.append_column(name, column)
-    return with_scene_rows(table, schema, _scene_matrix(workspace, table))
+    return with_scene_rows(table, schema, _scene_matrix(workspace, table, (versions or {}).get(SCENE_SPACE)))
 
 
 def with_keys(spine: pa.Table, workspace: Workspace, schema: Schema) -> pa.Table:
@@ -204,10 +211,22 @@ def with_scene_rows(table: pa.Table, schema: Schema, matrix: VectorMatrix | None
     return table
 
 
-def _scene_matrix(workspace: Workspace, table: pa.Table) -> VectorMatrix | None:
+def _features(store: Any, service: str, versions: Mapping[str, str]) -> Any:
+    """What to ask of Feast: a service, its views of knowledge replaced by those of other versions."""
+    registered = store.get_feature_service(service)
+    views = {space: view_of(store, space, version) for space, version in versions.items()}
+    if all(space == view for space, view in views.items()):
+        return registered
+    projections = registered.feature_view_projections
+    return [f"{views.get(p.name, p.name)}:{feature.name}" for p in projections for feature in p.features]
+
+
+def _scene_matrix(workspace: Workspace, table: pa.Table, version: str | None) -> VectorMatrix | None:
     """The scene vectors, where the service has both scenes and knowledge."""
-    knows = any(columns.knowledge(space, columns.ROW) in table.column_names for space in columns.KNOWLEDGE)
-    return load_matrix(workspace.knowledge / f"{SCENE_SPACE}.parquet") if knows else None
+    if not any(columns.knowledge(space, columns.ROW) in table.column_names for space in columns.KNOWLEDGE):
+        return None
+    beside = served_from(workspace, SCENE_SPACE, version)
+    return load_matrix(beside if beside.is_file() else served_from(workspace, SCENE_SPACE))
 
 
 def _outcomes(spine: pa.Table) -> list[str]:

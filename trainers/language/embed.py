@@ -1,9 +1,10 @@
 """Writes knowledge: every text of a workspace embedded once, kept with its version, its clock and a row for ever.
 
 Each vector space has one table a version, `knowledge/<space>/<version>.parquet`, and `knowledge/<space>.parquet` is the
-version in use, so that going back to an earlier model or template embeds nothing. A row number means one (key, text)
-for as long as the version lives: rows are appended, never moved or reused. A vector has one time, from which on it is
-available: when its text was and its model was. Until then it is neither trained on nor put online.
+version in use, so that going back to an earlier model or template embeds nothing; other versions that are served lie in
+`knowledge/beside`. A row number means one (key, text) for as long as the version lives: rows are appended, never moved
+or reused. A vector has one time, from which on it is available: when its text was and its model was. Until then it is
+neither trained on nor put online.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from feature_repo import columns
 from feature_repo.datasets.schema import TIME
 from feature_repo.workspace import Workspace
-from trainers.knowledge import MODEL
+from trainers.knowledge import MODEL, served_from
 from trainers.language.encoder import Backend, EncoderConfig, Progress, TextEncoder
 from trainers.language.model import ModelError
 from trainers.language.parquet import hash_of, knowledge_table, link, vector_array, vectors_of, write
@@ -77,11 +77,15 @@ def embed(
     progress: Progress | None = None,
     spaces: Sequence[str] = tuple(columns.KNOWLEDGE),
     backend: Callable[[EncoderConfig], Backend] | None = None,
+    beside: bool = False,
 ) -> EmbedReport:
     """Bring the knowledge files of a workspace up to date with its source tables.
 
     Only texts that this version of the encoder has not read yet are embedded, and the model is loaded only for them:
     into this process, or into `backend`. An interrupted run keeps what it computed. Raises TextError or ModelError.
+
+    Args:
+        beside: leave the version in use, and have this one served beside it.
     """
     encoder: TextEncoder | None = None
     model_us = available_us(config)
@@ -89,7 +93,7 @@ def embed(
     for space in spaces:
         started = time.perf_counter()
         texts = _texts(collect(workspace, space), columns.KNOWLEDGE[space], model_us)
-        archive = _Archive(workspace.knowledge, space, config.version(space))
+        archive = _Archive(workspace, space, config.version(space), beside)
         vectors = archive.vectors()
         missing = {t.text for t in texts} - vectors.keys()
         if missing:
@@ -191,11 +195,11 @@ def _compute(
 class _Archive:
     """The files of one version of one vector space: its table, and checkpoints of a run that has not ended."""
 
-    def __init__(self, folder: Path, space: str, version: str) -> None:
+    def __init__(self, workspace: Workspace, space: str, version: str, beside: bool) -> None:
         self.space, self.version = space, version
-        self.current = folder / f"{space}.parquet"
-        self.path = folder / space / f"{version}.parquet"
-        self._checkpoints = folder / space / f"{version}.checkpoints"
+        self.path = workspace.knowledge / space / f"{version}.parquet"
+        self._served_from = served_from(workspace, space, version if beside else None)
+        self._checkpoints = workspace.knowledge / space / f"{version}.checkpoints"
 
     def vectors(self) -> dict[str, np.ndarray]:
         """Text -> vector of everything that this version has read."""
@@ -225,10 +229,10 @@ class _Archive:
         write(table, self._checkpoints / f"{number:06d}.parquet")
 
     def write(self, records: Sequence[Record], vectors: Mapping[str, np.ndarray]) -> None:
-        """Put the version's table in place, if it changed, and make it the current one."""
+        """Put the version's table in place, if it changed, and have it served."""
         if list(records) != self.records() or not self.path.is_file():
             write(self._table(records, vectors), self.path)
-        link(self.path, self.current)
+        link(self.path, self._served_from)
         shutil.rmtree(self._checkpoints, ignore_errors=True)
 
     def _table(self, records: Sequence[Record], vectors: Mapping[str, np.ndarray]) -> pa.Table:

@@ -62,6 +62,7 @@ def link(source: Path, target: Path) -> None:
     """Make `target` the same file as `source`, in one step."""
     if target.is_file() and target.samefile(source):
         return
+    target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     staged.unlink(missing_ok=True)
     try:

@@ -26,7 +26,15 @@ import pyarrow.parquet as pq
 from feature_repo import columns
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.workspace import Workspace
-from trainers.knowledge import MODEL, POI_SPACE, SCENARIO_KNOWLEDGE, USER_KNOWLEDGE, VectorMatrix, load_matrix
+from trainers.knowledge import (
+    MODEL,
+    POI_SPACE,
+    SCENARIO_KNOWLEDGE,
+    USER_KNOWLEDGE,
+    VectorMatrix,
+    load_matrix,
+    served_from,
+)
 from trainers.language.calls import Call, Calls
 from trainers.language.embed import available_us
 from trainers.language.encoder import EncoderConfig, Progress
@@ -63,6 +71,7 @@ class KnowledgeConfig:
         words: a file of words that may describe a user or a scenario; None: the workspace's own.
         tokens: at most, of what the model writes.
         tell: also let the model write freely, for a person to read.
+        beside: leave the version in use, and have this one served beside it.
     """
 
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(max_length=1024))
@@ -74,6 +83,7 @@ class KnowledgeConfig:
     words: Path | None = None
     tokens: int = 32
     tell: bool = False
+    beside: bool = False
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -189,7 +199,9 @@ class _Asking:
         table = _table(
             space, version, asked, calls, _words(asked, calls, verbaliser), self._told(asked, folder, progress)
         )
-        _put(table, folder, version)
+        archive = folder / f"{version}.parquet"
+        write_changed(table, archive)
+        link(archive, served_from(self._workspace, space, version if self._config.beside else None))
         newest = [question for question in asked if question.time_us == asked[-1].time_us]
         report = LevelReport(
             space=space,
@@ -317,13 +329,6 @@ def _table(
         columns.COMPUTED_AT: pa.array([answer.computed_us for answer in answers], pa.int64()).cast(TIME),
     }
     return knowledge_table(space, pa.array([q.key for q in asked], pa.string()), times, fields)
-
-
-def _put(table: pa.Table, folder: Path, version: str) -> None:
-    """Write the version's table, if it changed, and make it the current one of its space."""
-    path = folder / f"{version}.parquet"
-    write_changed(table, path)
-    link(path, folder.with_suffix(".parquet"))
 
 
 def _examples(table: pa.Table, space: str) -> list[Example]:

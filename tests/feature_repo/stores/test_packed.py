@@ -92,6 +92,7 @@ class Repo:
     online: dict[str, Any]
     ttl: timedelta = timedelta(days=2)
     engine: dict[str, Any] = field(default_factory=lambda: {"type": "feature_repo.stores.fill.PackedEngine"})
+    versions: bool = False
 
     def __post_init__(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,11 @@ class Repo:
             config=RepoConfig(
                 project="packed",
                 provider="local",
-                registry={"registry_type": "sql", "path": f"sqlite:///{self.root}/registry.db"},
+                registry={
+                    "registry_type": "sql",
+                    "path": f"sqlite:///{self.root}/registry.db",
+                    "enable_online_feature_view_versioning": self.versions,
+                },
                 offline_store={"type": "feature_repo.stores.asof.AsofOfflineStore"},
                 online_store=online,
                 batch_engine=self.engine,
@@ -329,6 +334,23 @@ def test_records_from_before_a_change_of_the_view_are_read_by_their_own_layout(r
     # A reader with the old definition goes on too.
     repo.apply(SCHEMA)
     assert repo.read("a", "b").values["name"].to_pylist() == ["Ruoka & Viini, äö", "B"]
+
+
+def test_versions_of_a_view_as_feast_numbers_them_are_kept_apart(tmp_path, online):
+    repo = Repo(tmp_path / "versions", online, versions=True)
+    try:
+        repo.materialize()
+        repo.apply({"name": String, "count": String})
+        repo.write([{"poi": "a", "name": "new", "count": 8}])
+        wanted = ["places@v0:count", "places:name"]
+        asked = {"features": wanted, "entity_rows": [{"poi": "a"}], "full_feature_names": True}
+        before = repo.store.get_online_features(**asked).to_dict()
+        assert sorted(map(str, (v for n, (v,) in before.items() if n != "poi"))) == ["7", "None"]
+        repo.materialize()
+        after = repo.store.get_online_features(**asked).to_dict()
+        assert sorted(map(str, (v for n, (v,) in after.items() if n != "poi"))) == ["7", "new"]
+    finally:
+        repo.store.teardown()
 
 
 def test_a_layout_that_nobody_described_is_refused_not_guessed(repo):
