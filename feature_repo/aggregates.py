@@ -6,17 +6,24 @@ A count changes when an event enters its window and when it leaves it; both mome
 only. An event enters at its *outcome* time, because an impression without an outcome says nothing yet.
 State (`user_state`) changes with every click and is stamped with the next full second after it: a join at the very
 moment of the click does not see it, and online stores, which keep whole seconds, agree with offline ones to the edge.
+
+A log that grew, or was corrected, is counted from its first changed day on (`counted`): rows up to that midnight stay,
+and those after it need the events of the longest window before it alone. State is written anew: it is one row a click.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import duckdb
 
-from feature_repo import columns, like_minded
+from feature_repo import columns, counted, like_minded
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
 
@@ -30,23 +37,58 @@ def table_of(owner: str) -> str:
 
 
 def build(workspace: Workspace, progress: Callable[[str], None] = lambda table: None) -> list[Path]:
-    """Write the statistics that the schema keeps, and `user_state`, beside the source tables."""
+    """Have the statistics that the schema keeps, and `user_state`, beside the source tables. Returns their files."""
     schema = Schema.load(workspace.schema)
-    written = []
+    told = (schema.statistics, schema.window_days, schema.like_minded, columns.RECENT_LENGTH)
+    made_by = counted.made_by((Path(__file__), Path(like_minded.__file__)), *told)
+    files = [workspace.source(name) for name in _tables(schema)]
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'")
         _load_events(db, workspace, schema)
-        for owner in schema.statistics:
-            progress(table_of(owner))
-            query = counts_sql(owner, columns.STATISTICS[owner], schema.window_days)
-            written.append(_write(db, query, workspace.source(table_of(owner))))
-        if schema.like_minded:
-            progress(like_minded.TABLE)
-            query = like_minded.create(db, max(schema.window_days))
-            written.append(_write(db, query, workspace.source(like_minded.TABLE)))
-        progress(USER_STATE)
-        written.append(_write(db, state_sql(), workspace.source(USER_STATE)))
-    return written
+        days, before = counted.days_of(db), counted.before(workspace.sources, made_by)
+        since = None if before is None else counted.first_change(before.days, days)
+        if before is not None and since is None:
+            return files
+        (workspace.sources / counted.NOTE).unlink(missing_ok=True)
+        for table, file in zip(_tables(schema), files, strict=True):
+            progress(table)
+            _write(db, _query(db, table, schema, file, since), file)
+    counted.Counted(made_by=made_by, days=days, files=counted.state_of(files)).save(workspace.sources)
+    return files
+
+
+@contextmanager
+def carried(workspace: Workspace) -> Iterator[None]:
+    """Statistics, and what they were counted from, outlive a change of the source tables within this block."""
+    names = [counted.NOTE, *(f"{table_of(owner)}.parquet" for owner in columns.STATISTICS)]
+    names += [f"{name}.parquet" for name in (like_minded.TABLE, USER_STATE)]
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=workspace.root, prefix=".carried-") as name:
+        for file in (workspace.sources / name for name in names):
+            if file.is_file():
+                shutil.copy2(file, name)
+        yield
+        for file in Path(name).iterdir():
+            os.replace(file, workspace.sources / file.name)
+
+
+def _tables(schema: Schema) -> list[str]:
+    """The tables that a dataset's statistics are kept in."""
+    company = [like_minded.TABLE] if schema.like_minded else []
+    return [*(table_of(owner) for owner in schema.statistics), *company, USER_STATE]
+
+
+def _query(db: duckdb.DuckDBPyConnection, table: str, schema: Schema, file: Path, since: datetime | None) -> str:
+    """All rows of a table; those up to `since` are in its file already."""
+    if table == USER_STATE:
+        return state_sql()
+    if table == like_minded.TABLE:
+        return like_minded.create(db, max(schema.window_days), file, since)
+    owner = table.removesuffix("_stats")
+    query = counts_sql(owner, columns.STATISTICS[owner], schema.window_days, since)
+    if since is None:
+        return query
+    return f"SELECT * FROM read_parquet('{file}') WHERE {columns.EVENT_TIMESTAMP} <= '{since}' UNION ALL ({query})"
 
 
 def _load_events(db: duckdb.DuckDBPyConnection, workspace: Workspace, schema: Schema) -> None:
@@ -64,11 +106,16 @@ def _load_events(db: duckdb.DuckDBPyConnection, workspace: Workspace, schema: Sc
     )
 
 
-def counts_sql(owner: str, keys: Sequence[str], window_days: Sequence[int]) -> str:
+def counts_sql(owner: str, keys: Sequence[str], window_days: Sequence[int], since: datetime | None = None) -> str:
     """Rows (keys, event_timestamp, counts per window), one a key and day on which any count changes.
 
     A key of nothing (a POI without a specialty) has no rows.
+
+    Args:
+        since: a midnight (UTC); only rows after it. What entered its longest window by then has left it by the next.
     """
+    entered = f"AND midnight > TIMESTAMPTZ '{since - timedelta(days=max(window_days))}'" if since else ""
+    after = f"WHERE {columns.EVENT_TIMESTAMP} > TIMESTAMPTZ '{since}'" if since else ""
     key = ", ".join(keys)
     moments, sums, running = [], [], []
     names = {"impressions": "1", "clicks": columns.CLICK, "orders": f'"{columns.ORDER}"'}
@@ -85,11 +132,14 @@ def counts_sql(owner: str, keys: Sequence[str], window_days: Sequence[int]) -> s
             )
     return f"""
         WITH e AS (SELECT *, date_trunc('day', {columns.OUTCOME_TIMESTAMP}) + INTERVAL 1 DAY AS midnight FROM events
-                   WHERE {" AND ".join(f"{name} IS NOT NULL" for name in keys)}),
+                   WHERE {" AND ".join(f"{name} IS NOT NULL" for name in keys)} {entered}),
         moments AS ({" UNION ALL ".join(moments)}),
-        changes AS (SELECT {key}, moment, {", ".join(sums)} FROM moments GROUP BY {key}, moment)
-        SELECT {key}, moment AS {columns.EVENT_TIMESTAMP}, moment AS {columns.CREATED_TIMESTAMP}, {", ".join(running)}
-        FROM changes WINDOW so_far AS (PARTITION BY {key} ORDER BY moment) ORDER BY moment, {key}"""
+        changes AS (SELECT {key}, moment, {", ".join(sums)} FROM moments GROUP BY {key}, moment),
+        counts AS (
+            SELECT {key}, moment AS {columns.EVENT_TIMESTAMP}, moment AS {columns.CREATED_TIMESTAMP},
+                   {", ".join(running)}
+            FROM changes WINDOW so_far AS (PARTITION BY {key} ORDER BY moment))
+        SELECT * FROM counts {after} ORDER BY {columns.EVENT_TIMESTAMP}, {key}"""
 
 
 def state_sql() -> str:
@@ -114,8 +164,7 @@ def state_sql() -> str:
         SELECT * EXCLUDE (newest) FROM state WHERE newest = 1 ORDER BY {columns.EVENT_TIMESTAMP}, {columns.USER_ID}"""
 
 
-def _write(db: duckdb.DuckDBPyConnection, query: str, path: Path) -> Path:
+def _write(db: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
     staging = path.with_suffix(".partial")
     db.execute(f"COPY ({query}) TO '{staging}' (FORMAT parquet, COMPRESSION zstd)")
     os.replace(staging, path)
-    return path

@@ -10,7 +10,8 @@ and those of a user without company, have no row. A week's rows hold until the n
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import duckdb
 
@@ -24,8 +25,14 @@ COMMON = 500
 DIGITS = 6  # sums of parallel workers differ beyond
 
 
-def create(db: duckdb.DuckDBPyConnection, window_days: int) -> str:
-    """Fill the temporary table `TABLE` from the table `events`, and return a query of all its rows."""
+def create(
+    db: duckdb.DuckDBPyConnection, window_days: int, file: Path | None = None, since: datetime | None = None
+) -> str:
+    """Fill the temporary table `TABLE` from the table `events`, and return a query of all its rows.
+
+    Args:
+        file, since: Mondays up to a midnight (UTC) are as this file has them; None: there is no such file.
+    """
     db.execute(
         f"""CREATE OR REPLACE TEMP TABLE {TABLE} ({columns.USER_ID} VARCHAR, {columns.POI_ID} VARCHAR,
             {columns.EVENT_TIMESTAMP} TIMESTAMPTZ, {columns.CREATED_TIMESTAMP} TIMESTAMPTZ,
@@ -37,6 +44,12 @@ def create(db: duckdb.DuckDBPyConnection, window_days: int) -> str:
             FROM events WHERE {columns.CLICK} = 1"""
     ).fetchone() or (None, None)
     monday = first
+    if since is not None and last is not None:
+        sofar = f"FROM read_parquet('{file}') WHERE {columns.EVENT_TIMESTAMP} <= least($since, $last)"
+        known = {"since": since, "last": last}
+        db.execute(f"INSERT INTO {TABLE} BY NAME SELECT * {sofar}", known)
+        newest = db.execute(f"SELECT max({columns.EVENT_TIMESTAMP}) {sofar}", known).fetchone()
+        monday = newest[0] + WEEK if newest and newest[0] else first
     while monday is not None and last is not None and monday <= last:
         db.execute(f"INSERT INTO {TABLE} {scores_sql()}", {"monday": monday, "days": window_days})
         monday += WEEK

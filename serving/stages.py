@@ -72,7 +72,8 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     from feature_repo import aggregates
 
     made_by = code_of(
-        "feature_repo/datasets", "feature_repo/scenes.py", "feature_repo/aggregates.py", "feature_repo/like_minded.py"
+        *("feature_repo/datasets", "feature_repo/scenes.py"),
+        *(f"feature_repo/{name}.py" for name in ("aggregates", "counted", "like_minded")),
     )
     stamp = Stamp.of(workspace, "data", config=repr(choice.config), files=files_state(choice.files), code=made_by)
     if stamp.fresh:
@@ -81,7 +82,8 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     dataset = choice.load(report)
     _forget_online(workspace)
     _forget_prompted(workspace)
-    dataset.write(workspace.sources)
+    with aggregates.carried(workspace):
+        dataset.write(workspace.sources)
     tables = len(dataset.schema.statistics) + dataset.schema.like_minded + 1
     done = iter(range(tables))
     aggregates.build(workspace, lambda table: report("behaviour statistics", next(done), tables))

@@ -1,5 +1,6 @@
 """Statistics against a brute-force count, on random logs and on moments where mistakes are easy."""
 
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ DAY_US = 86_400_000_000
 POIS = {"p0": "soup", "p1": "soup", "p2": "grill"}
 SPECIALTIES = {"p0": "a", "p1": "b", "p2": None}
 WINDOW_DAYS = (7, 28, 60)
+_query = aggregates._query
 Event = tuple[str, str, int, int, int]  # user, POI, outcome time (us after START), click, order
 
 
@@ -28,7 +30,7 @@ def write_log(root: Path, events: list[Event]) -> Workspace:
     workspace = Workspace(root)
     workspace.sources.mkdir(parents=True, exist_ok=True)
     split = Split(train=START, valid=START, test=START, end=START + timedelta(days=99))
-    kept = {"statistics": tuple(columns.STATISTICS), "window_days": WINDOW_DAYS}
+    kept = {"statistics": tuple(columns.STATISTICS), "window_days": WINDOW_DAYS, "like_minded": True}
     Schema(dataset="tiny", timezone="Europe/Helsinki", split=split, **kept).save(workspace.schema)
     pois = {
         columns.POI_ID: list(POIS),
@@ -105,6 +107,68 @@ def _belongs(event: Event, key: dict[str, str]) -> bool:
     return all(mine[column] == value for column, value in key.items())
 
 
+days = st.integers(0, 9)  # busy ones, so that logs share some
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    log=st.lists(st.tuples(events, days), max_size=25),
+    later=st.lists(st.tuples(events, days), max_size=10),
+    gone=st.sets(st.integers(0, 24), max_size=3),
+)
+def test_a_log_that_changed_is_counted_as_if_it_had_been_so_from_the_beginning(tmp_path_factory, log, later, gone):
+    def moved(some):
+        return [(user, poi, time % DAY_US + day * 8 * DAY_US, *rest) for (user, poi, time, *rest), day in some]
+
+    root = tmp_path_factory.mktemp("log")
+    write_log(root / "grown", moved(log))
+    changed = [event for at, event in enumerate(moved(log)) if at not in gone] + moved(later)
+    grown, anew = write_log(root / "grown", changed), write_log(root / "anew", changed)
+    for path in aggregates.build(anew):
+        assert pq.read_table(grown.source(path.stem)).equals(pq.read_table(path)), path.stem
+
+
+def test_days_that_did_not_change_are_not_counted_again(tmp_path, monkeypatch):
+    log = [("u0", "p0", day * DAY_US, 1, 0) for day in range(0, 80, 4)]
+    workspace = write_log(tmp_path, log)
+    asked = []
+    monkeypatch.setattr(aggregates, "_query", lambda db, table, schema, file, since: asked.append(since) or _query(db, table, schema, file, since))  # fmt: skip
+    aggregates.build(workspace)
+    assert asked == []
+    write_log(tmp_path, [*log, ("u1", "p1", 81 * DAY_US + 5, 1, 0)])
+    assert set(asked) == {START + timedelta(days=81)}
+    asked.clear()
+    write_log(tmp_path, [*log[:10], ("u1", "p1", 38 * DAY_US, 1, 0), *log[10:]])
+    assert set(asked) == {START + timedelta(days=38)}
+
+
+def test_a_file_that_is_not_as_it_was_written_and_a_run_that_broke_off_are_counted_from_the_beginning(
+    tmp_path, monkeypatch
+):
+    workspace = write_log(tmp_path, [("u0", "p0", day * DAY_US, 1, 0) for day in range(5)])
+    whole = pq.read_table(workspace.source("poi_stats"))
+    pq.write_table(whole.slice(1), workspace.source("poi_stats"))
+    aggregates.build(workspace)
+    assert pq.read_table(workspace.source("poi_stats")).equals(whole)
+    longer = [("u0", "p0", day * DAY_US, 1, 0) for day in range(6)]
+    with monkeypatch.context() as broken:
+        broken.setattr(aggregates, "state_sql", lambda: "SELECT no_such_column")
+        with pytest.raises(duckdb.Error):
+            write_log(tmp_path, longer)
+    again, anew = write_log(tmp_path, longer), write_log(tmp_path / "anew", longer)
+    for path in aggregates.build(anew):
+        assert pq.read_table(again.source(path.stem)).equals(pq.read_table(path))
+
+
+def test_statistics_are_carried_over_a_change_of_the_source_tables(tmp_path):
+    workspace = write_log(tmp_path, [("u0", "p0", 5, 1, 0)])
+    kept = {path.name: path.read_bytes() for path in [*aggregates.build(workspace), workspace.sources / "counted.json"]}
+    with aggregates.carried(workspace):
+        shutil.rmtree(workspace.sources)
+        workspace.sources.mkdir()
+    assert {path.name: path.read_bytes() for path in workspace.sources.iterdir()} == kept
+
+
 def test_a_poi_without_a_specialty_counts_for_none(tmp_path):
     workspace = write_log(tmp_path, [("u0", "p2", 5, 1, 0), ("u0", "p1", 5, 1, 0)])
     kept = pq.read_table(workspace.source("user_specialty_stats"))
@@ -114,11 +178,17 @@ def test_a_poi_without_a_specialty_counts_for_none(tmp_path):
 def test_only_the_statistics_that_a_dataset_keeps_are_written(tmp_path):
     workspace = write_log(tmp_path, [("u0", "p1", 5, 1, 0)])
     written = {path.name for path in aggregates.build(workspace)}
-    assert written == {f"{owner}_stats.parquet" for owner in columns.STATISTICS} | {"user_state.parquet"}
+    assert written == {f"{owner}_stats.parquet" for owner in columns.STATISTICS} | {
+        "user_state.parquet",
+        "like_minded.parquet",
+    }
     schema = Schema.load(workspace.schema)
     replace(schema, statistics=columns.USUAL_STATISTICS, window_days=(7,)).save(workspace.schema)
     written = {path.name for path in aggregates.build(workspace)}
-    assert written == {f"{owner}_stats.parquet" for owner in columns.USUAL_STATISTICS} | {"user_state.parquet"}
+    assert written == {f"{owner}_stats.parquet" for owner in columns.USUAL_STATISTICS} | {
+        "user_state.parquet",
+        "like_minded.parquet",
+    }
     assert "poi_clicks_28d" not in pq.read_schema(workspace.source("poi_stats")).names
 
 
