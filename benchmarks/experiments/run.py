@@ -80,11 +80,16 @@ def run(experiments: Sequence[Experiment], options: Options) -> None:
     done = {e.name: tables.written(e, places) for e in experiments if all(store.result(c) for c in _cells([e]))}
     open_ = [e for e in experiments if done.get(e.name) is None]
     needs_scores = {cell.hash for e in open_ for cell in e.compared_cells if not resamples.path(cell, places).is_file()}
-    missing = [cell for cell in _cells(open_) if not store.has(cell, scores=cell.hash in needs_scores)]
-    # Facts beside the cells are measured on the worlds and models of the first seed.
-    behind = [*missing, *(cells[0] for e in open_ if e.facts for cells in e.cells.values())]
-    prepare([cell.world for cell in behind], options)
-    tune(behind, options)
+
+    def behind() -> tuple[list[Cell], list[Cell]]:
+        """Cells to compute, and all that need worlds and models: facts are measured on those of the first seed."""
+        missing = [cell for cell in _cells(open_) if not store.has(cell, scores=cell.hash in needs_scores)]
+        return missing, [*missing, *(cells[0] for e in open_ if e.facts for cells in e.cells.values())]
+
+    tune(behind()[1], options)
+    # A model that was just trained has weights of its own: cells that read others, trained elsewhere, no longer count.
+    missing, needed = behind()
+    prepare([cell.world for cell in needed], options)
     embed(missing, options)
     pool.each(partial(compute_cell, places=places), missing, "cells", workers=options.workers, console=console)
     compared = once(cell for e in open_ for cell in e.compared_cells)

@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks.experiments import run, tables, worlds
 from benchmarks.experiments.cells import Cell, Store
-from benchmarks.experiments.city import AskedCity, CityWorld, unaligned
+from benchmarks.experiments.city import AskedCity, CityWorld, Scale, unaligned
 from benchmarks.experiments.experiment import Comparison, Experiment
 from benchmarks.experiments.places import Places
-from benchmarks.experiments.vectors import HashedWords
+from benchmarks.experiments.vectors import HashedWords, LanguageModel
 from feature_repo import columns
 from feature_repo.datasets.city import CityConfig
 from trainers import recipes
@@ -110,6 +110,28 @@ def test_cells_that_were_computed_elsewhere_are_enough_where_no_users_are_drawn(
     half = 12.706 * abs(values[0] - values[1]) / 2  # t of one degree of freedom times the standard error of two
     assert difference["absolute"]["high"] - difference["absolute"]["mean"] == pytest.approx(half, rel=1e-3)
     assert over_seeds.fingerprint != EXPERIMENT.fingerprint
+
+
+def test_a_cell_that_read_other_weights_is_computed_again_with_those_that_were_just_trained(tiny_model, tmp_path):
+    usual = Scale(quick=True).pretrained
+    tuned = replace(usual, base=LanguageModel(model=str(tiny_model)), world=CityWorld(config=TINY))
+    read = Cell(world=CityWorld(config=TINY), recipe=LARR, vectors=tuned, seed=0)
+    arms = {"tuned": lambda seed: replace(read, seed=seed)}
+    small = Experiment(name="tuned", question="Of which weights?", arms=arms, seeds=(0,))
+    options = run.Options(places=Places(scratch=tmp_path / "scratch", results=tmp_path / "results"))
+    run.run([small], options)
+    own = Store(options.places).result(read)
+    assert own is not None
+    file = options.places.cells / f"{read.hash}.json"
+    elsewhere = {tuned.model: dict.fromkeys(own.language_models[tuned.model], "trained elsewhere")}
+    plain = json.loads(file.read_text())
+    plain["result"]["language_models"] = elsewhere
+    file.write_text(json.dumps(plain))
+    shutil.rmtree(options.places.language)
+    assert Store(options.places).result(read) is not None, "as good as any while no weights are at hand"
+    run.run([replace(small, seeds=(0, 1))], options)
+    again = Store(options.places).result(read)
+    assert again is not None and again.language_models != elsewhere
 
 
 def test_a_world_may_hold_what_a_model_is_asked_of_its_users(options):

@@ -22,7 +22,6 @@ DAY_US = 86_400_000_000
 POIS = {"p0": "soup", "p1": "soup", "p2": "grill"}
 SPECIALTIES = {"p0": "a", "p1": "b", "p2": None}
 WINDOW_DAYS = (7, 28, 60)
-_query = aggregates._query
 Event = tuple[str, str, int, int, int]  # user, POI, outcome time (us after START), click, order
 
 
@@ -132,7 +131,8 @@ def test_days_that_did_not_change_are_not_counted_again(tmp_path, monkeypatch):
     log = [("u0", "p0", day * DAY_US, 1, 0) for day in range(0, 80, 4)]
     workspace = write_log(tmp_path, log)
     asked = []
-    monkeypatch.setattr(aggregates, "_query", lambda db, table, schema, file, since: asked.append(since) or _query(db, table, schema, file, since))  # fmt: skip
+    query = aggregates._query
+    monkeypatch.setattr(aggregates, "_query", lambda *of: asked.append(of[-1]) or query(*of))
     aggregates.build(workspace)
     assert asked == []
     write_log(tmp_path, [*log, ("u1", "p1", 81 * DAY_US + 5, 1, 0)])
@@ -177,18 +177,13 @@ def test_a_poi_without_a_specialty_counts_for_none(tmp_path):
 
 def test_only_the_statistics_that_a_dataset_keeps_are_written(tmp_path):
     workspace = write_log(tmp_path, [("u0", "p1", 5, 1, 0)])
+    others = {"user_state.parquet", "like_minded.parquet"}
     written = {path.name for path in aggregates.build(workspace)}
-    assert written == {f"{owner}_stats.parquet" for owner in columns.STATISTICS} | {
-        "user_state.parquet",
-        "like_minded.parquet",
-    }
+    assert written == {f"{owner}_stats.parquet" for owner in columns.STATISTICS} | others
     schema = Schema.load(workspace.schema)
     replace(schema, statistics=columns.USUAL_STATISTICS, window_days=(7,)).save(workspace.schema)
     written = {path.name for path in aggregates.build(workspace)}
-    assert written == {f"{owner}_stats.parquet" for owner in columns.USUAL_STATISTICS} | {
-        "user_state.parquet",
-        "like_minded.parquet",
-    }
+    assert written == {f"{owner}_stats.parquet" for owner in columns.USUAL_STATISTICS} | others
     assert "poi_clicks_28d" not in pq.read_schema(workspace.source("poi_stats")).names
 
 
