@@ -29,7 +29,7 @@ ORDER = (
     *("temperature_band", "occasion", "landmark", "last_category", "last_specialty"),
     *("hour", "since_last_order", "week_part", "month_part", "rush"),
 )
-FURTHER = ORDER[12:]
+DECLARED, FURTHER = ORDER[:12], ORDER[12:]
 COUNTS = (2, 5, 10, 12, 15)
 
 

@@ -342,7 +342,7 @@ def _text_array(
 ) -> pa.Array:
     parts = [record[a:b] for record, a, b in zip(records, starts, ends, strict=True)]
     if slot.item in TEXTS and slot.length is None:
-        return pa.array(parts, pa.binary(), mask=missing).cast(slot.arrow)
+        return pa.array(parts, slot.arrow, mask=missing)
     if slot.item in TEXTS:
         gone = [False] * len(parts) if missing is None else missing.tolist()
         lists = [None if absent else _unpack_texts(part) for part, absent in zip(parts, gone, strict=True)]

@@ -144,7 +144,13 @@ class PackedOnlineStore(OnlineStore):
         Args:
             asked: a plan, and for every join key of its view the values of n entities.
         """
-        keyed = [(plan.table, plan.keys.of(entities)) for plan, entities in asked]
+        made: dict[Any, list[bytes]] = {}  # views of the same entities have the same keys
+        keyed = []
+        for plan, entities in asked:
+            same = (*plan.keys.types.items(), *(id(entities.get(name)) for name in plan.keys.types))
+            if same not in made:
+                made[same] = plan.keys.of(entities)
+            keyed.append((plan.table, made[same]))
         answers = self.get(config, keyed)
         return [self._columns(config, plan, records, at_us) for (plan, _), records in zip(asked, answers, strict=True)]
 

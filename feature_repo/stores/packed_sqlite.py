@@ -23,6 +23,7 @@ from feature_repo.stores.packed import PackedConfig, PackedOnlineStore
 
 PATIENCE_S = 30.0  # of a writer for another writer
 MAPPED_BYTES = 2**31
+PAGE_BYTES = 16_384  # several records with vectors; a single write costs a page
 MOST_KEYS = 30_000  # of one query; SQLite allows 32,766 variables
 
 
@@ -78,7 +79,8 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
         with self._connection(config) as db:
             db.execute(
                 f"CREATE TABLE IF NOT EXISTS {_table(config, table)} "
-                "(key BLOB PRIMARY KEY, event INTEGER NOT NULL, created INTEGER NOT NULL, record BLOB NOT NULL)"
+                "(key BLOB PRIMARY KEY, event INTEGER NOT NULL, created INTEGER NOT NULL, record BLOB NOT NULL) "
+                "WITHOUT ROWID"  # one search a key, not one for its place and one for its record
             )
 
     def drop(self, config: RepoConfig, table: str) -> None:
@@ -102,6 +104,7 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
 def _open(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path, timeout=PATIENCE_S)
+    db.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute(f"PRAGMA mmap_size = {MAPPED_BYTES}")  # pages are read where they lie, not copied into a small cache
