@@ -2,7 +2,7 @@
 
 A seed's difference of two rankers spreads by .15 % of click AUC, so that the interval of thirty is +-.06 %.
 
-Two things mean something even where moments do not: what POIs are called, and what the user looked at last, since
+Two things could mean something even where moments do not: what POIs are called, and what the user looked at last, since
 people's tastes are of kinds of places. So the test is repeated without the last look on either side, and, against ids,
 without the words of POIs too.
 """
@@ -43,6 +43,7 @@ def experiment(scale: Scale) -> Experiment:
         ("LARR", "PLE + scene ids"),
         ("LARR", "LARR, moments at random"),
         ("LARR, no last look", "LARR, moments at random, no last look"),
+        ("LARR, no last look", "PLE + scene ids, no last look"),
         ("LARR, no last look, no POI text", "PLE + scene ids, no last look"),
     )
     return Experiment(
