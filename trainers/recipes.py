@@ -79,8 +79,16 @@ def on_backbone(recipe: Recipe, backbone: BackboneConfig) -> Recipe:
 
 
 def _knowledge(size: Size) -> KnowledgeUse.Config:
-    layers = MetaLayers.Config(bottleneck=8, rank=4) if size == "tiny" else MetaLayers.Config()
-    return KnowledgeUse.Config(user=layers, scenario=layers, width=16 if size == "tiny" else 64)
+    match size:
+        case "tiny":
+            layers = MetaLayers.Config(bottleneck=8, rank=4)
+            return KnowledgeUse.Config(user=layers, scenario=layers, width=16)
+        case "default":
+            # Layers of the paper's freedom learn users by heart: on the city they cost a percent of AUC.
+            user = MetaLayers.Config(layers=1, bottleneck=4, rank=1, code_dropout=0.5)
+            return KnowledgeUse.Config(user=user, scenario=MetaLayers.Config(layers=1, bottleneck=8, rank=2))
+        case "reference":
+            return KnowledgeUse.Config()
 
 
 def _model(size: Size) -> Ranker.Config:

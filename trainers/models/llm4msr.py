@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from trainers.batch import Batch
 from trainers.models.embedding import Features, FrozenVectors, FusedEmbedding, InputSizes
 from trainers.models.meta_layers import Codes, Generated, MetaLayers
+from trainers.models.mlp import Dropout
 
 
 class KnowledgeUse(nn.Module):
@@ -208,6 +209,7 @@ class _Code(nn.Module):
         self.column = sizes.text_spaces.index(space) if use.source == "vectors" else None
         self.vectors = FrozenVectors(matrices[space], layers.bottleneck) if use.source == "vectors" else None
         self.ids = FusedEmbedding((cardinality,), layers.bottleneck) if use.source == "ids" else None
+        self.dropout = Dropout(layers.code_dropout)
 
     def fit(self, batch: Batch) -> None:
         if self.vectors is not None:
@@ -229,6 +231,6 @@ class _Code(nn.Module):
     def forward(self, row_U: Tensor) -> Tensor:
         """The codes of U rows, (U, C)."""
         if self.vectors is not None:
-            return torch.tanh(self.vectors(row_U))
+            return self.dropout(torch.tanh(self.vectors(row_U)))
         assert self.ids is not None
-        return torch.tanh(self.ids(row_U[:, None])[:, 0])
+        return self.dropout(torch.tanh(self.ids(row_U[:, None])[:, 0]))

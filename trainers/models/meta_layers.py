@@ -93,6 +93,7 @@ class MetaLayers(nn.Module):
             rank: R of the generated matrices; None: full ones.
             activation: of every layer.
             dropout: of what a layer adds.
+            code_dropout: of the code. Each user's vector is one of its own, by which training knows its rows again.
         """
 
         layers: int = 2
@@ -100,6 +101,7 @@ class MetaLayers(nn.Module):
         rank: int | None = 8
         activation: Literal["relu", "tanh", "none"] = "tanh"
         dropout: float = 0.0
+        code_dropout: float = 0.0
 
         def __post_init__(self) -> None:
             if min(self.layers, self.bottleneck, 1 if self.rank is None else self.rank) < 1:

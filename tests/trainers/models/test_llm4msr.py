@@ -57,6 +57,20 @@ def test_scores_follow_the_vector_of_their_own_user_and_scenario(merge: str, sou
             assert torch.equal(changed, batch.text_row_BK[:, column] == first), place
 
 
+@pytest.mark.parametrize("source", ["vectors", "ids"])
+def test_codes_are_dropped_in_training_alone(source: str) -> None:
+    layers = replace(LAYERS, code_dropout=0.5)
+    use = KnowledgeUse.Config(user=layers, scenario=None, source=source)  # type: ignore[arg-type]
+    ranker = shaken(ranker_of(recipe_of(use)))
+    level = ranker.knowledge.user_level
+    rows = torch.arange(1, level.code.count).repeat(40)
+    whole = level.eval().code(rows)
+    assert (whole != 0).all() and torch.equal(level.code(rows), whole)
+    dropped = level.train().code(rows)
+    assert (dropped == 0).float().mean() == pytest.approx(0.5, abs=0.05)
+    assert torch.allclose(dropped[dropped != 0], 2 * whole[dropped != 0])
+
+
 def test_what_is_read_is_what_is_named() -> None:
     assert KnowledgeUse.Config().spaces == ("user_knowledge", "scenario_knowledge")
     assert KnowledgeUse.Config(user=None).spaces == ("scenario_knowledge",)
