@@ -36,30 +36,45 @@ def table_of(owner: str) -> str:
     return f"{owner}_stats"
 
 
-def build(workspace: Workspace, progress: Callable[[str], None] = lambda table: None) -> list[Path]:
-    """Have the statistics that the schema keeps, and `user_state`, beside the source tables. Returns their files."""
+def build(
+    workspace: Workspace, progress: Callable[[str], None] = lambda table: None, before: Path | None = None
+) -> list[Path]:
+    """Have the statistics that the schema keeps, and `user_state`, beside the source tables. Returns their files.
+
+    Args:
+        before: the folder of what was counted last; None: it is there already.
+    """
+    last = before or workspace.sources
     schema = Schema.load(workspace.schema)
-    told = (schema.statistics, schema.window_days, schema.like_minded, columns.RECENT_LENGTH)
-    made_by = counted.made_by((Path(__file__), Path(like_minded.__file__)), *told)
+    told = (schema.statistics, schema.window_days, schema.like_minded)
+    keys = (columns.STATISTICS, columns.COUNTS, columns.RECENT_LENGTH)
+    made_by = counted.made_by(
+        (Path(module) for module in (__file__, like_minded.__file__, counted.__file__)), told, keys
+    )
     files = [workspace.source(name) for name in _tables(schema)]
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'")
         _load_events(db, workspace, schema)
-        days, before = counted.days_of(db), counted.before(workspace.sources, made_by)
-        since = None if before is None else counted.first_change(before.days, days)
-        if before is not None and since is None:
+        days, known = counted.days_of(db), counted.before(last, made_by)
+        since = None if known is None else counted.first_change(known.days, days)
+        if known is not None and since is None:
+            for name in (*(file.name for file in files), counted.NOTE):
+                os.replace(last / name, workspace.sources / name)
             return files
         (workspace.sources / counted.NOTE).unlink(missing_ok=True)
         for table, file in zip(_tables(schema), files, strict=True):
             progress(table)
-            _write(db, _query(db, table, schema, file, since), file)
+            _write(db, _query(db, table, schema, last / file.name, since), file)
     counted.Counted(made_by=made_by, days=days, files=counted.state_of(files)).save(workspace.sources)
     return files
 
 
 @contextmanager
-def carried(workspace: Workspace) -> Iterator[None]:
-    """Statistics, and what they were counted from, outlive a change of the source tables within this block."""
+def carried(workspace: Workspace) -> Iterator[Path]:
+    """A folder with the statistics, and what they were counted from, while the source tables change.
+
+    Not among the source tables, where nobody could tell them from those of the new log if counting broke off.
+    """
     names = [counted.NOTE, *(f"{table_of(owner)}.parquet" for owner in columns.STATISTICS)]
     names += [f"{name}.parquet" for name in (like_minded.TABLE, USER_STATE)]
     workspace.root.mkdir(parents=True, exist_ok=True)
@@ -67,9 +82,7 @@ def carried(workspace: Workspace) -> Iterator[None]:
         for file in (workspace.sources / name for name in names):
             if file.is_file():
                 shutil.copy2(file, name)
-        yield
-        for file in Path(name).iterdir():
-            os.replace(file, workspace.sources / file.name)
+        yield Path(name)
 
 
 def _tables(schema: Schema) -> list[str]:

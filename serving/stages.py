@@ -80,13 +80,13 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
         return False
     stamp.clear()
     dataset = choice.load(report)
-    _forget_online(workspace)
     _forget_prompted(workspace)
-    with aggregates.carried(workspace):
-        dataset.write(workspace.sources)
+    _forget_online(workspace)
     tables = len(dataset.schema.statistics) + dataset.schema.like_minded + 1
     done = iter(range(tables))
-    aggregates.build(workspace, lambda table: report("behaviour statistics", next(done), tables))
+    with aggregates.carried(workspace) as before:
+        dataset.write(workspace.sources)
+        aggregates.build(workspace, lambda table: report("behaviour statistics", next(done), tables), before)
     report("behaviour statistics", tables, tables)
     stamp.set()
     return True
@@ -110,10 +110,14 @@ def _forget_online(workspace: Workspace) -> None:
 def _forget_prompted(workspace: Workspace) -> None:
     """What a language model was told of the old log is not so in the new one. What it said is kept, prompt by prompt,
     and asked for again where a prompt is the same."""
-    for space in columns.PROMPTED:
-        (workspace.knowledge / f"{space}.parquet").unlink(missing_ok=True)
-        for file in workspace.beside.glob(f"{columns.beside(space, '*')}.parquet"):
-            file.unlink()
+    from feature_repo.store import drop, open_store
+
+    beside = [f for space in columns.PROMPTED for f in workspace.beside.glob(f"{columns.beside(space, '*')}.parquet")]
+    if beside and workspace.feature_store_yaml.exists():
+        with quiet():
+            drop(open_store(workspace), [file.stem for file in beside])
+    for file in [*beside, *(workspace.knowledge / f"{space}.parquet" for space in columns.PROMPTED)]:
+        file.unlink(missing_ok=True)
 
 
 def apply(workspace: Workspace, profile: str = EMBEDDED) -> Any:

@@ -218,6 +218,8 @@ def drop(workspace: Workspace, version: str) -> list[str]:
             drop_views(open_store(workspace), views)
     for file in files:
         file.unlink()
+    for stage in ("embed-beside", "materialize"):  # what they did is undone
+        Stamp.of(workspace, stage).clear()
     return views
 
 

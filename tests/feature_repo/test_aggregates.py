@@ -111,8 +111,8 @@ days = st.integers(0, 9)  # busy ones, so that logs share some
 
 @settings(max_examples=25, deadline=None)
 @given(
-    log=st.lists(st.tuples(events, days), max_size=25),
-    later=st.lists(st.tuples(events, days), max_size=10),
+    log=st.lists(st.tuples(events, days), min_size=1, max_size=25),
+    later=st.lists(st.tuples(events, days), min_size=1, max_size=10),
     gone=st.sets(st.integers(0, 24), max_size=3),
 )
 def test_a_log_that_changed_is_counted_as_if_it_had_been_so_from_the_beginning(tmp_path_factory, log, later, gone):
@@ -162,11 +162,25 @@ def test_a_file_that_is_not_as_it_was_written_and_a_run_that_broke_off_are_count
 
 def test_statistics_are_carried_over_a_change_of_the_source_tables(tmp_path):
     workspace = write_log(tmp_path, [("u0", "p0", 5, 1, 0)])
-    kept = {path.name: path.read_bytes() for path in [*aggregates.build(workspace), workspace.sources / "counted.json"]}
-    with aggregates.carried(workspace):
+    names = [path.name for path in aggregates.build(workspace)] + ["counted.json"]
+    kept = {name: (workspace.sources / name).read_bytes() for name in names}
+    whole = {path.name: path.read_bytes() for path in workspace.sources.iterdir() if path.name not in names}
+    with aggregates.carried(workspace) as before:
         shutil.rmtree(workspace.sources)
         workspace.sources.mkdir()
-    assert {path.name: path.read_bytes() for path in workspace.sources.iterdir()} == kept
+        for name, data in whole.items():
+            (workspace.sources / name).write_bytes(data)
+        assert not (workspace.sources / "user_state.parquet").exists(), "a run that breaks off here leaves none"
+        aggregates.build(workspace, before=before)
+    assert {name: (workspace.sources / name).read_bytes() for name in names} == kept
+    assert not list(workspace.root.glob(".carried-*"))
+
+
+def test_two_clicks_of_one_moment_that_change_places_change_the_state(tmp_path):
+    write_log(tmp_path, [("u0", "p0", 5, 1, 0), ("u0", "p1", 5, 1, 0)])
+    workspace = write_log(tmp_path, [("u0", "p1", 5, 1, 0), ("u0", "p0", 5, 1, 0)])
+    state = pq.read_table(workspace.source("user_state")).to_pylist()
+    assert [row[columns.RECENT_POIS] for row in state] == [["p0", "p1"]]
 
 
 def test_a_poi_without_a_specialty_counts_for_none(tmp_path):

@@ -91,6 +91,23 @@ def test_both_are_proven_and_shown(migrated: Migrated) -> None:
         with_proof.close()
 
 
+def test_a_version_is_one_wherever_it_is_served(migrated: Migrated, tiny_model: Path) -> None:
+    workspace = migrated.workspace
+    name = f"{migrated.old}.parquet"
+    old = (workspace.knowledge / "poi_text" / name, workspace.beside / f"poi_text_{name}")
+    pois = pq.read_table(workspace.source("pois"))
+    at = pois.column_names.index(columns.NAME)
+    renamed = pois.set_column(at, columns.NAME, [["Another name", *pois[columns.NAME].to_pylist()[1:]]])
+    pq.write_table(renamed, workspace.source("pois"))
+    migrated.project.verbs(("embed", "--language-model", str(tiny_model)))  # in use again, and still beside
+    assert old[0].samefile(old[1]) and old[0].samefile(served_from(workspace, "poi_text"))
+    pq.write_table(pois, workspace.source("pois"))
+    migrated.project.verbs(("embed", "--language-model", str(tiny_model), "--beside"))
+    assert old[0].samefile(old[1]) and old[0].samefile(served_from(workspace, "poi_text"))
+    migrated.project.verbs(("embed", "--language-model", str(tiny_model), "--unit-length"))
+    assert not old[0].samefile(served_from(workspace, "poi_text"))
+
+
 def test_a_version_that_is_dropped_is_gone_and_its_bundle_refused(migrated: Migrated) -> None:
     workspace = migrated.workspace
     wrong = migrated.project.scenerank("knowledge", "drop", "nothing", check=False)

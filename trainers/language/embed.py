@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 from feature_repo import columns
 from feature_repo.datasets.schema import TIME
 from feature_repo.workspace import Workspace
-from trainers.knowledge import MODEL, served_from
+from trainers.knowledge import MODEL
 from trainers.language.encoder import Backend, EncoderConfig, Progress, TextEncoder
 from trainers.language.model import ModelError
-from trainers.language.parquet import hash_of, knowledge_table, link, vector_array, vectors_of, write
+from trainers.language.parquet import hash_of, knowledge_table, serve, vector_array, vectors_of, write
 from trainers.language.texts import collect
 
 CHECKPOINT_TEXTS = 256
@@ -198,7 +198,7 @@ class _Archive:
     def __init__(self, workspace: Workspace, space: str, version: str, beside: bool) -> None:
         self.space, self.version = space, version
         self.path = workspace.knowledge / space / f"{version}.parquet"
-        self._served_from = served_from(workspace, space, version if beside else None)
+        self._workspace, self._beside = workspace, beside
         self._checkpoints = workspace.knowledge / space / f"{version}.checkpoints"
 
     def vectors(self) -> dict[str, np.ndarray]:
@@ -232,7 +232,7 @@ class _Archive:
         """Put the version's table in place, if it changed, and have it served."""
         if list(records) != self.records() or not self.path.is_file():
             write(self._table(records, vectors), self.path)
-        link(self.path, self._served_from)
+        serve(self.path, self._workspace, self.space, self.version, beside=self._beside)
         shutil.rmtree(self._checkpoints, ignore_errors=True)
 
     def _table(self, records: Sequence[Record], vectors: Mapping[str, np.ndarray]) -> pa.Table:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo import columns
+from feature_repo.workspace import Workspace
+from trainers.knowledge import one_version, served_from
 
 
 def vector_array(vectors: Sequence[np.ndarray]) -> pa.Array:
@@ -56,6 +58,20 @@ def knowledge_table(space: str, keys: pa.Array, times: pa.Array, fields: Mapping
     clock = {columns.EVENT_TIMESTAMP: times, columns.CREATED_TIMESTAMP: times}
     named = {columns.knowledge(space, name): values for name, values in fields.items()}
     return pa.table({columns.SPACES[space]: keys, **clock, **named})
+
+
+def serve(archive: Path, workspace: Workspace, space: str, version: str, *, beside: bool) -> None:
+    """Have a version's table served: as the one in use, or beside it; and wherever this version is served already."""
+    in_use, own = served_from(workspace, space), served_from(workspace, space, version)
+    if beside or own.is_file():
+        link(archive, own)
+    if not beside or (in_use.is_file() and _version_of(in_use, space) == version):
+        link(archive, in_use)
+
+
+def _version_of(path: Path, space: str) -> str:
+    name = columns.knowledge(space, columns.VERSION)
+    return one_version(pq.read_table(path, columns=[name])[name], path)
 
 
 def link(source: Path, target: Path) -> None:

@@ -33,14 +33,13 @@ from trainers.knowledge import (
     USER_KNOWLEDGE,
     VectorMatrix,
     load_matrix,
-    served_from,
 )
 from trainers.language.calls import Call, Calls
 from trainers.language.embed import available_us
 from trainers.language.encoder import EncoderConfig, Progress
 from trainers.language.facts import FactsConfig
 from trainers.language.model import ModelError, model_identity
-from trainers.language.parquet import hash_of, knowledge_table, link, vector_array, write_changed
+from trainers.language.parquet import hash_of, knowledge_table, serve, vector_array, write_changed
 from trainers.language.poolings import POI_MEAN, POOLINGS, PoiMean, Pooling, PromptReader, reader_of
 from trainers.language.prompts import LEVELS, Level, Prompt, read_prompt
 from trainers.language.snapshots import Question, Wording, read_questions
@@ -201,7 +200,7 @@ class _Asking:
         )
         archive = folder / f"{version}.parquet"
         write_changed(table, archive)
-        link(archive, served_from(self._workspace, space, version if self._config.beside else None))
+        serve(archive, self._workspace, space, version, beside=self._config.beside)
         newest = [question for question in asked if question.time_us == asked[-1].time_us]
         report = LevelReport(
             space=space,
