@@ -170,6 +170,10 @@ class Scale:
     def larr(self, seed: int, variant: Variant | None = None) -> Cell:
         return self.cell(seed, recipes.larr(self.size), variant=variant)
 
+    def larr_without_pois(self, seed: int, variant: Variant | None = None) -> Cell:
+        """LARR in all but the vector of the POI's text."""
+        return self.cell(seed, reading_pois(recipes.larr(self.size), False), variant=variant)
+
     def _pretrain(self) -> PretrainConfig:
         usual = PretrainConfig()
         if not self.quick:

@@ -17,9 +17,6 @@ def experiment(scale: Scale) -> Experiment:
     def ple_reading_pois(seed: int) -> Cell:
         return scale.cell(seed, reading_pois(recipes.ple(scale.size), True))
 
-    def larr_without(seed: int) -> Cell:
-        return scale.cell(seed, reading_pois(recipes.larr(scale.size), False))
-
     pairs = (
         ("LARR", "PLE"),
         ("LARR", "PLE + POI text"),
@@ -39,7 +36,7 @@ def experiment(scale: Scale) -> Experiment:
             "PLE + scene ids + POI text": scale.scene_ids_and_text,
             "PLE + random vectors": scale.random,
             "LARR, moments at random": scale.random_scenes,
-            "LARR without POI text": larr_without,
+            "LARR without POI text": scale.larr_without_pois,
             "LARR": scale.larr,
         },
         seeds=scale.seeds,

@@ -13,13 +13,11 @@ from dataclasses import replace
 from functools import partial
 
 from benchmarks.experiments.cells import Cell
-from benchmarks.experiments.city import Scale, reading_pois
+from benchmarks.experiments.city import Scale
 from benchmarks.experiments.experiment import Comparison, Experiment
 from benchmarks.experiments.larr_no_semantics import MARGIN, SILENT
 from benchmarks.experiments.larr_scene_features import DECLARED
 from benchmarks.experiments.run import main
-from feature_repo.datasets.city import Variant
-from trainers import recipes
 
 SEEDS = tuple(range(30))
 OF_THE_PAST = ("last_category", "last_specialty")
@@ -27,9 +25,6 @@ MOMENT = tuple(name for name in DECLARED if name not in OF_THE_PAST)
 
 
 def experiment(scale: Scale) -> Experiment:
-    def without_pois(seed: int, variant: Variant) -> Cell:
-        return scale.cell(seed, reading_pois(recipes.larr(scale.size), False), variant=variant)
-
     arms = {
         "PLE + scene ids": partial(scale.scene_ids, variant=SILENT),
         "LARR, moments at random": partial(scale.random_scenes, variant=SILENT),
@@ -37,7 +32,7 @@ def experiment(scale: Scale) -> Experiment:
         "PLE + scene ids, no last look": lambda seed: momentary(scale.scene_ids(seed, SILENT)),
         "LARR, moments at random, no last look": lambda seed: momentary(scale.random_scenes(seed, SILENT)),
         "LARR, no last look": lambda seed: momentary(scale.larr(seed, SILENT)),
-        "LARR, no last look, no POI text": lambda seed: momentary(without_pois(seed, SILENT)),
+        "LARR, no last look, no POI text": lambda seed: momentary(scale.larr_without_pois(seed, SILENT)),
     }
     pairs = (
         ("LARR", "PLE + scene ids"),

@@ -14,8 +14,6 @@ from benchmarks.experiments.run import main
 from feature_repo.datasets.city import Variant
 
 MARGIN = 0.001  # of relative differences
-
-
 SILENT = Variant(semantics=False)
 
 

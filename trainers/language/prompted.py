@@ -26,14 +26,7 @@ import pyarrow.parquet as pq
 from feature_repo import columns
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.workspace import Workspace
-from trainers.knowledge import (
-    MODEL,
-    POI_SPACE,
-    SCENARIO_KNOWLEDGE,
-    USER_KNOWLEDGE,
-    VectorMatrix,
-    load_matrix,
-)
+from trainers.knowledge import MODEL, POI_SPACE, SCENARIO_KNOWLEDGE, USER_KNOWLEDGE, VectorMatrix, load_matrix
 from trainers.language.calls import Call, Calls
 from trainers.language.embed import available_us
 from trainers.language.encoder import EncoderConfig, Progress
