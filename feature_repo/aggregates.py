@@ -25,6 +25,7 @@ import duckdb
 
 from feature_repo import columns, counted, like_minded
 from feature_repo.datasets.schema import Schema
+from feature_repo.files import state_of
 from feature_repo.workspace import Workspace
 
 USER_STATE = "user_state"
@@ -65,7 +66,7 @@ def build(
         for table, file in zip(_tables(schema), files, strict=True):
             progress(table)
             _write(db, _query(db, table, schema, last / file.name, since), file)
-    counted.Counted(made_by=made_by, days=days, files=counted.state_of(files)).save(workspace.sources)
+    counted.Counted(made_by=made_by, days=days, files=state_of(files)).save(workspace.sources)
     return files
 
 

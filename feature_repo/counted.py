@@ -18,6 +18,7 @@ from pathlib import Path
 import duckdb
 
 from feature_repo import columns
+from feature_repo.files import state_of
 
 NOTE = "counted.json"
 # All that any statistic depends on.
@@ -53,7 +54,8 @@ def before(folder: Path, made_by: str) -> Counted | None:
     if not path.is_file():
         return None
     found = Counted(**json.loads(path.read_text()))
-    same = found.made_by == made_by and found.files == state_of(folder / name for name in found.files)
+    there = [path for path in (folder / name for name in found.files) if path.is_file()]
+    same = found.made_by == made_by and found.files == state_of(there)
     return found if same else None
 
 
@@ -79,9 +81,3 @@ def made_by(code: Iterable[Path], *told: object) -> str:
     for path in code:
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def state_of(files: Iterable[Path]) -> dict[str, list[int]]:
-    """Name -> size and time of the last change; files that are not there are left out."""
-    there = [path for path in files if path.is_file()]
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in there}

@@ -1,13 +1,18 @@
-"""Putting a finished folder in the place of another one: all of the new one is there, or all of the old one."""
+"""Files on disk: a finished folder in the place of another one, all or nothing; and how a changed file is known."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def state_of(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Name -> size and time of the last change. Raises FileNotFoundError for a file that is not there."""
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)}
 
 
 @contextmanager

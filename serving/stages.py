@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from feature_repo import columns
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.schema import Schema
+from feature_repo.files import state_of
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import REPOSITORY, Workspace
 
@@ -75,7 +76,7 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
         *("feature_repo/datasets", "feature_repo/scenes.py"),
         *(f"feature_repo/{name}.py" for name in ("aggregates", "counted", "like_minded")),
     )
-    stamp = Stamp.of(workspace, "data", config=repr(choice.config), files=files_state(choice.files), code=made_by)
+    stamp = Stamp.of(workspace, "data", config=repr(choice.config), files=state_of(choice.files), code=made_by)
     if stamp.fresh:
         return False
     stamp.clear()
@@ -139,7 +140,7 @@ def materialize(workspace: Workspace, store: Any, end: datetime | None = None, r
     files = [file for folder in folders for file in folder.glob("*.parquet")]
     online = workspace.feature_store_yaml.read_text()
     code = code_of("feature_repo")
-    stamp = Stamp.of(workspace, "materialize", end=end, files=files_state(files), store=_digest(online), code=code)
+    stamp = Stamp.of(workspace, "materialize", end=end, files=state_of(files), store=_digest(online), code=code)
     if stamp.fresh:
         return False
     stamp.clear()
@@ -324,11 +325,6 @@ def matrices(workspace: Workspace) -> Mapping[str, Any]:
 
     paths = {space: workspace.knowledge / f"{space}.parquet" for space in columns.SPACES}
     return {space: load_matrix(path) for space, path in paths.items() if path.exists()}
-
-
-def files_state(paths: Iterable[Path]) -> dict[str, list[int]]:
-    """Size and time of change of each file."""
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(paths)}
 
 
 def code_of(*places: str) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from feature_repo import columns
+from feature_repo.files import state_of
 from feature_repo.workspace import Workspace
-from serving.stages import Report, Stamp, code_of, files_state, quiet
+from serving.stages import Report, Stamp, code_of, quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,7 @@ def embed(workspace: Workspace, options: EmbedOptions, report: Report) -> bool:
         workspace,
         "embed-beside" if options.beside else "embed",
         versions=[config.version(space) for space in columns.KNOWLEDGE],
-        sources=files_state(workspace.sources.glob("*.parquet")),
+        sources=state_of(workspace.sources.glob("*.parquet")),
         code=code_of("trainers/language", "feature_repo/scenes.py"),
     )
     if stamp.fresh:

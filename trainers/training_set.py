@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns
 from feature_repo.datasets.schema import BORDERS, TIME, Schema
+from feature_repo.files import state_of
 from feature_repo.scenes import EVENT_TIME_US, daypart_keys, features_of
 from feature_repo.store import view_of
 from feature_repo.workspace import Workspace
@@ -239,7 +240,7 @@ def _sources_state(workspace: Workspace, pull: Pull) -> dict[str, list[int]]:
     """Size and modification time of every file that a pull reads."""
     files = [*workspace.sources.glob("*.parquet"), *workspace.knowledge.glob("*.parquet"), workspace.schema]
     files += [] if pull.entities is None else [pull.entities]
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)}
+    return state_of(files)
 
 
 def _restart_if_stale(folder: Path, state: dict[str, Any]) -> None:
