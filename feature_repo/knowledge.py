@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from feast import FeatureView, Field, FileSource
+from feast import FeatureView, Field
 from feast.types import Array, Float32, Int64, String
 
 from feature_repo import columns, entities, sources
@@ -33,7 +33,7 @@ DESCRIPTIONS = {
 }
 
 
-def _view(name: str, space: str, source: FileSource) -> FeatureView:
+def _view(name: str, space: str, source: sources.ParquetSource) -> FeatureView:
     """The view of one version: the one in use is called as its space."""
     prompted = space in columns.PROMPTED
     said = (columns.TEXT, columns.WORDS, columns.TOLD) if prompted else ()

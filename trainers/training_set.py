@@ -180,10 +180,9 @@ def join(
     ordered = pulled.sort_by(columns.ROW_ID)
     values = ordered.drop_columns([name for name in ordered.column_names if name in asked.column_names])
     table = asked
+    types = _declared(store, service)
     for name in values.column_names:
-        # A scene feature that says nothing in the whole slice comes back without a type; its values are words.
-        column = values[name].cast(pa.string()) if pa.types.is_null(values[name].type) else values[name]
-        table = table.append_column(name, column)
+        table = table.append_column(name, values[name].cast(types[name]))
     return with_scene_rows(table, schema, _scene_matrix(workspace, table, (versions or {}).get(SCENE_SPACE)))
 
 
@@ -220,6 +219,15 @@ def _features(store: Any, service: str, versions: Mapping[str, str]) -> Any:
         return registered
     projections = registered.feature_view_projections
     return [f"{views.get(p.name, p.name)}:{feature.name}" for p in projections for feature in p.features]
+
+
+def _declared(store: Any, service: str) -> dict[str, pa.DataType]:
+    """The type of each feature of a service. Stores keep values, not types: a column that says nothing in a whole slice
+    has none, Spark has counts that may be absent as floating point."""
+    from feast.type_map import feast_value_type_to_pa
+
+    projections = store.get_feature_service(service).feature_view_projections
+    return {f.name: feast_value_type_to_pa(f.dtype.to_value_type()) for p in projections for f in p.features}
 
 
 def _scene_matrix(workspace: Workspace, table: pa.Table, version: str | None) -> VectorMatrix | None:

