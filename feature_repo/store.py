@@ -81,6 +81,13 @@ def drop(store: Any, views: Sequence[str]) -> None:
     store.apply([], objects_to_delete=there, partial=False)
 
 
+def empty(store: Any, name: str) -> None:
+    """Take every value of one view out of the online store; the view stays."""
+    online, view = store._get_provider().online_store, store.get_feature_view(name)
+    for delete, keep in (([view], []), ([], [view])):
+        online.update(store.config, delete, keep, [], [], True)
+
+
 def tear_down(store: Any) -> None:
     """Remove every online value; the registry stays."""
     views = [*store.list_batch_feature_views(), *store.list_on_demand_feature_views()]

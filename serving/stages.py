@@ -149,11 +149,26 @@ def materialize(workspace: Workspace, store: Any, end: datetime | None = None, r
         if report is not None:
             report(f"materialise {view}", done, len(views))
         with quiet():
+            _forget_other_versions(workspace, store, view)
             store.materialize(_start(store, view, end), end, feature_views=[view])
     if report is not None:
         report("materialise", len(views), len(views))
     stamp.set()
     return True
+
+
+def _forget_other_versions(workspace: Workspace, store: Any, view: str) -> None:
+    """An online store keeps the newest value; of another version than the one in use, however new, none is wanted."""
+    from feature_repo.store import empty
+    from trainers.knowledge import served_from, version_in
+
+    if view not in columns.SPACES:
+        return
+    online = _digest(workspace.feature_store_yaml.read_text())
+    stamp = Stamp.of(workspace, f"online_{view}", version=version_in(served_from(workspace, view), view), store=online)
+    if stamp.path.exists() and not stamp.fresh:
+        empty(store, view)
+    stamp.set()
 
 
 def _start(store: Any, view: str, end: datetime) -> datetime:

@@ -122,6 +122,14 @@ def load_matrix(path: Path) -> VectorMatrix:
     )
 
 
+def version_in(path: Path, space: str) -> str:
+    """The version of a knowledge file of this space. Raises KnowledgeError if it is absent or mixes versions."""
+    if not path.is_file():
+        raise KnowledgeError(f"{path}: no such knowledge file; embed the texts first")
+    name = columns.knowledge(space, columns.VERSION)
+    return one_version(pq.read_table(path, columns=[name])[name], path)
+
+
 def one_version(versions: pa.ChunkedArray, path: Path) -> str:
     """The version of all rows of a knowledge file. Raises KnowledgeError where there are several, or none."""
     found: list[str] = pc.unique(versions).to_pylist()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -123,3 +126,24 @@ def test_a_version_that_is_dropped_is_gone_and_its_bundle_refused(migrated: Migr
     refused = migrated.project.scenerank("serve", "--model", "before", check=False)
     assert refused.returncode != 0 and "--beside" in " ".join((refused.stderr + refused.stdout).split())
     open_pipeline(workspace, migrated.bundle("larr"), None).close()
+
+
+def test_the_version_in_use_is_served_though_another_one_is_newer(migrated: Migrated) -> None:
+    """A tuned model's vectors are dated at the end of what it was tuned on; an untuned one's are older."""
+    workspace = migrated.workspace
+    path = served_from(workspace, "poi_text")
+    table = pq.read_table(path)
+    older = table
+    for name in (columns.EVENT_TIMESTAMP, columns.CREATED_TIMESTAMP):
+        at = table.column_names.index(name)
+        older = older.set_column(at, name, pc.subtract(table[name], pa.scalar(timedelta(days=1))))
+    name = columns.knowledge("poi_text", columns.VERSION)
+    older = older.set_column(table.column_names.index(name), name, pa.array(["another"] * len(table)))
+    path.unlink()  # it may be one file with others
+    pq.write_table(older, path)
+    migrated.project.verbs(("materialize",))
+    answer = open_store(workspace).get_online_features(
+        features=[f"poi_text:{name}"],
+        entity_rows=[{columns.POI_ID: poi} for poi in table[columns.POI_ID].to_pylist()],
+    )
+    assert set(answer.to_dict()[name]) == {"another"}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns
 from feature_repo.workspace import Workspace
-from trainers.knowledge import one_version, served_from
+from trainers.knowledge import served_from, version_in
 
 
 def vector_array(vectors: Sequence[np.ndarray]) -> pa.Array:
@@ -65,13 +65,8 @@ def serve(archive: Path, workspace: Workspace, space: str, version: str, *, besi
     in_use, own = served_from(workspace, space), served_from(workspace, space, version)
     if beside or own.is_file():
         link(archive, own)
-    if not beside or (in_use.is_file() and _version_of(in_use, space) == version):
+    if not beside or (in_use.is_file() and version_in(in_use, space) == version):
         link(archive, in_use)
-
-
-def _version_of(path: Path, space: str) -> str:
-    name = columns.knowledge(space, columns.VERSION)
-    return one_version(pq.read_table(path, columns=[name])[name], path)
 
 
 def link(source: Path, target: Path) -> None:
