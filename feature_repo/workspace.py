@@ -66,6 +66,16 @@ class Workspace:
         return self.root / "stream.db"
 
     @property
+    def feedback(self) -> Path:
+        """What became of answers, where no other database is named."""
+        return self.root / "feedback.db"
+
+    @property
+    def attribution_key(self) -> Path:
+        """Signs the tokens of answers; servers of other machines need a copy."""
+        return self.root / "attribution.key"
+
+    @property
     def feature_store_yaml(self) -> Path:
         return self.root / "feature_store.yaml"
 

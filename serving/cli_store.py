@@ -1,9 +1,10 @@
-"""The verbs that keep the online store up with the world: how fresh it is, and clicks as they happen."""
+"""The verbs that keep the store up with the world: how fresh it is, clicks as they happen, what became of answers."""
 
 from __future__ import annotations
 
 import logging
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -86,4 +87,44 @@ def stream(
         Consumer(open_store(target), source, record).run(Watch(once=once).stopped, wait_s=0.2 if once else 1.0)
 
 
-VERBS = (freshness, stream)
+class FeedbackAction(Enum):
+    STATUS = "status"
+    EXPORT = "export"
+
+
+def feedback(
+    action: Annotated[
+        FeedbackAction, typer.Argument(help="`status`: count the events; `export`: let the log grow by them.")
+    ] = FeedbackAction.STATUS,
+    wait_minutes: Annotated[
+        float, typer.Option(min=0, help="Leave younger answers out: what is not clicked by then was refused.")
+    ] = 30,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """What became of the server's answers (`RecordFeedback`) -> rows of the log for the next training set.
+
+    `export` may be repeated at any time: each answer stands in the log once, as it is known by then. Valid and test
+    part move with the end of the log. Then: `scenerank materialize`, `scenerank train`. The events are in
+    WORKSPACE/feedback.db, or in the database that SCENERANK_FEEDBACK_URL names, as
+    postgresql+psycopg://user:password@host/database.
+    """
+    from serving import feedback as log
+    from serving import screen, stages
+
+    with explained():
+        target = workspace_of(workspace)
+        engine = log.opened(log.url_of(target))
+        if action is FeedbackAction.STATUS:
+            found = log.counts(engine)
+            screen.console.print(", ".join(f"{count:,} {outcome}" for outcome, count in found.items()))
+            return
+        with screen.stage("export feedback") as report:
+            exported = stages.feedback(target, engine, timedelta(minutes=wait_minutes), report)
+        screen.console.print(
+            f"{exported.rows:,} places shown, {exported.clicks:,} clicked, {exported.orders:,} ordered are in the log; "
+            f"{exported.waiting:,} answers are too young, {exported.unknown:,} places left out whose user, POI or "
+            "scenario the data set lacks"
+        )
+
+
+VERBS = (freshness, stream, feedback)

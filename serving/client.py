@@ -12,6 +12,7 @@ Errors are `grpc.RpcError`; `violations(error)` lists the fields and rules of an
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +26,7 @@ from grpc_status import rpc_status
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
 
+OUTCOMES = {"shown": pb.OUTCOME_SHOWN, "clicked": pb.OUTCOME_CLICKED, "ordered": pb.OUTCOME_ORDERED}
 OBJECTIVES = {"click": pb.OBJECTIVE_CLICK, "order": pb.OBJECTIVE_ORDER}
 
 
@@ -46,12 +48,10 @@ class Asker:
 
     def message(self) -> pb.RequestContext:
         """Raises ValueError for a time without a zone."""
-        if self.time is not None and self.time.tzinfo is None:
-            raise ValueError(f"time {self.time} has no zone; use datetime(..., tzinfo=...)")
         return pb.RequestContext(
             user_id=self.user_id,
             scenario_id=self.scenario_id,
-            time=self.time,
+            time=_aware(self.time),
             place=None if self.place is None else pb.Place(latitude=self.place[0], longitude=self.place[1]),
             scene_inputs={
                 name: pb.SceneInput(text=value) if isinstance(value, str) else pb.SceneInput(number=value)
@@ -74,6 +74,44 @@ class Wish:
     candidates: int = 0
     radius_km: float | None = None
     only_open: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Happened:
+    """What became of one place of an answer.
+
+    Args:
+        token: `attribution_token` of the answer.
+        position: where it was shown, from 0; None: unknown.
+        time: aware; None: now, by the server's clock.
+        event_id: unique; sent again, as after an error, it counts once.
+    """
+
+    token: str
+    poi_id: str
+    outcome: Literal["shown", "clicked", "ordered"]
+    position: int | None = None
+    time: datetime | None = None
+    event_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def message(self) -> pb.FeedbackEvent:
+        """Raises ValueError for a time without a zone."""
+        return pb.FeedbackEvent(
+            event_id=self.event_id,
+            attribution_token=self.token,
+            poi_id=self.poi_id,
+            outcome=OUTCOMES[self.outcome],
+            position=self.position,
+            time=_aware(self.time),
+        )
+
+
+def shown(ranking: pb.Ranking, time: datetime | None = None) -> list[Happened]:
+    """All places of an answer, shown in its order."""
+    return [
+        Happened(token=ranking.attribution_token, poi_id=poi_id, outcome="shown", position=position, time=time)
+        for position, poi_id in enumerate(ranking.poi_ids)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +162,10 @@ class Recommender:
         """Find POIs and order them. Raises grpc.RpcError."""
         return self._answer(self._stub.Recommend, _recommend_request(asker, wish)).ranking
 
+    def record(self, events: Sequence[Happened]) -> pb.RecordFeedbackResponse:
+        """Once this returns, all of them are on disk. Raises grpc.RpcError; the same events can be sent again."""
+        return self._answer(self._stub.RecordFeedback, _record_request(events))
+
     def close(self) -> None:
         self._channel.close()
 
@@ -154,6 +196,10 @@ class AsyncRecommender:
         """Find POIs and order them. Raises grpc.RpcError."""
         return (await self._answer(self._stub.Recommend, _recommend_request(asker, wish))).ranking
 
+    async def record(self, events: Sequence[Happened]) -> pb.RecordFeedbackResponse:
+        """Once this returns, all of them are on disk. Raises grpc.RpcError; the same events can be sent again."""
+        return await self._answer(self._stub.RecordFeedback, _record_request(events))
+
     async def close(self) -> None:
         await self._channel.close()
 
@@ -176,6 +222,16 @@ def violations(error: grpc.RpcError) -> dict[str, str]:
         if detail.Unpack(bad):
             found |= {violation.field: violation.description for violation in bad.field_violations}
     return found
+
+
+def _aware(time: datetime | None) -> datetime | None:
+    if time is not None and time.tzinfo is None:
+        raise ValueError(f"time {time} has no zone; use datetime(..., tzinfo=...)")
+    return time
+
+
+def _record_request(events: Sequence[Happened]) -> pb.RecordFeedbackRequest:
+    return pb.RecordFeedbackRequest(events=[one.message() for one in events])
 
 
 def _rank_request(asker: Asker, poi_ids: Sequence[str], wish: Wish) -> pb.RankRequest:

@@ -36,6 +36,10 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._feedback = Counter(
+            "scenerank_feedback_events", "Feedback events stored, by novelty.", ("novelty",), registry=self.registry
+        )
+
     def answered(self, method: str, code: str, seconds: float) -> None:
         self._requests.labels(method, code).inc()
         self._latency.labels(method).observe(seconds)
@@ -44,6 +48,10 @@ class Metrics:
         for view in views:
             for status, count in (("present", view.present), ("missing", view.missing), ("stale", view.stale)):
                 self._values.labels(view.view, status).inc(count)
+
+    def recorded(self, new: int, repeated: int) -> None:
+        self._feedback.labels("new").inc(new)
+        self._feedback.labels("repeated").inc(repeated)
 
     def listen(self, port: int, address: str = "127.0.0.1") -> int:
         """Serve `/metrics` over HTTP from a thread; returns the port (of the system's choice for 0)."""

@@ -7,10 +7,9 @@ that it knows: their score rests on nothing of their own.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 
 from feature_repo import columns, geo
 from feature_repo.hours import hour_of_week
+from serving.attribution import Signer
 from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, check_scenes
 from serving.online import ServiceMismatch, ValueStatus, ViewReading
 from serving.request import (
@@ -34,8 +34,6 @@ from serving.scorer import Scorer
 from serving.served import ServedLog
 from trainers.bundle import Bundle
 
-ATTRIBUTION_BYTES = 16
-
 
 class NoIndex(RuntimeError):
     """Recommend was asked of a pipeline that has no index to find candidates in."""
@@ -50,7 +48,7 @@ class Ranking:
         p_order: float32 (n,), probability of a click and then an order.
         distance_km: float64 (n,), NaN where one of the two places is unknown.
         names, categories: n words, None where the POI is unknown.
-        token: opaque and unique; names this answer when its outcome is reported.
+        token: opaque and unique; names this answer when what became of it is reported.
     """
 
     poi_ids: tuple[str, ...]
@@ -83,13 +81,16 @@ class Pipeline:
         *,
         proven: bool = False,
         served: ServedLog | None = None,
+        signer: Signer | None = None,
     ) -> None:
         """
         Args:
+            signer: of attribution tokens; None: one whose tokens nobody else takes.
             proven: whether a certificate says that this bundle's online and offline values agree; answers repeat it.
             served: keeps what a sample of the answers was made of.
         """
         self._served = served
+        self.signer = signer or Signer()
         self.bundle = scorer.bundle
         self.proven = proven
         self.retriever = retriever
@@ -137,7 +138,7 @@ class Pipeline:
         self, context: ContextReading, request: RankRequest | RecommendRequest, poi_ids: Sequence[str], limit: int
     ) -> Ranking:
         if not poi_ids:
-            return _empty(context)
+            return _empty(context, self._token(request.context, context.time_us))
         reading = self._reader.read_pois(context, poi_ids)
         if self._served is not None:
             self._served.answered(request.context, reading.table)
@@ -157,8 +158,11 @@ class Pipeline:
             scene=context.scene,
             views=tuple(sorted(reading.views, key=lambda v: v.view)),
             time_us=context.time_us,
-            token=secrets.token_urlsafe(ATTRIBUTION_BYTES),
+            token=self._token(request.context, context.time_us),
         )
+
+    def _token(self, context: RequestContext, time_us: int) -> str:
+        return self.signer.token(self.bundle.manifest.version, replace(context, time_us=time_us))
 
     def _hour_of_week(self, time_us: int) -> int:
         return int(hour_of_week(np.array([time_us]), self.bundle.schema.timezone)[0])
@@ -199,7 +203,7 @@ def _near(request: RecommendRequest) -> tuple[float, float, float] | None:
     return place.latitude, place.longitude, request.radius_km
 
 
-def _empty(context: ContextReading) -> Ranking:
+def _empty(context: ContextReading, token: str) -> Ranking:
     nothing = np.zeros(0, dtype=np.float32)
     return Ranking(
         poi_ids=(),
@@ -214,5 +218,5 @@ def _empty(context: ContextReading) -> Ranking:
         scene=context.scene,
         views=tuple(sorted(context.views, key=lambda v: v.view)),
         time_us=context.time_us,
-        token=secrets.token_urlsafe(ATTRIBUTION_BYTES),
+        token=token,
     )

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from feature_repo.datasets.schema import Schema
 
 MAX_POIS = 1000
+MAX_EVENTS = 1000
 MAX_TEXT = 256
 MAX_RADIUS_KM = 20_100.0  # a little more than half the way around the globe
 DEFAULT_CANDIDATES = 200
@@ -143,6 +144,23 @@ class Rules:
                 yield Violation(path, f"must have at most {MAX_TEXT} characters, has {len(value)}")
         elif not math.isfinite(value):
             yield Violation(path, f"must be a finite number, is {value}; leave the field out if it is unknown")
+
+
+def check_event(
+    path: str, event_id: str, poi_id: str, position: int | None, time_us: int, answer_us: int
+) -> Iterator[Violation]:
+    """The rules of one feedback event; `path`: of the event, `answer_us`: when its answer was given."""
+    yield from _text(f"{path}.event_id", event_id)
+    yield from _text(f"{path}.poi_id", poi_id)
+    if position is not None:
+        yield from _between(f"{path}.position", position, 0, MAX_POIS - 1)
+    if not answer_us <= time_us <= time.time_ns() // 1000 + AHEAD_US:
+        yield Violation(f"{path}.time", "must not be before the answer, and at most one day ahead of now")
+
+
+def check_event_count(count: int) -> Iterator[Violation]:
+    if not 1 <= count <= MAX_EVENTS:
+        yield Violation("events", f"must have 1 to {MAX_EVENTS} elements, has {count}")
 
 
 def _refuse(*violations: Violation) -> None:

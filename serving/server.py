@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import queue
 import signal
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,8 +27,10 @@ from grpc_status import rpc_status
 from feature_repo.store import open_store, view_of
 from feature_repo.workspace import Workspace
 from serving import certificate, wire
+from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, require_loopback
 from serving.features import FeatureReader
+from serving.feedback import FeedbackBusy, FeedbackLog, FeedbackUnavailable, url_of
 from serving.metrics import Metrics, MetricsInterceptor
 from serving.online import ServiceMismatch
 from serving.pipeline import NoIndex, Pipeline
@@ -65,12 +69,23 @@ class ServerOptions:
     metrics_port: int | None = None
 
 
-class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
-    """Translates; whatever decides anything is in the pipeline."""
+class NoFeedback(RuntimeError):
+    """Feedback was brought to a server that keeps none."""
 
-    def __init__(self, pipeline: Pipeline, metrics: Metrics) -> None:
+
+class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
+    """Translates; whatever decides anything is in the pipeline.
+
+    Args:
+        feedback: None where none is kept.
+        streams: of feedback at a time; each holds a worker for as long as it lasts.
+    """
+
+    def __init__(self, pipeline: Pipeline, metrics: Metrics, feedback: FeedbackLog | None, streams: int) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
+        self._feedback = feedback
+        self._streams = threading.BoundedSemaphore(streams)
         self._model = wire.model_info(pipeline.bundle.manifest, pipeline.proven)
 
     def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
@@ -92,6 +107,30 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
 
         return _guarded(answer, context)
 
+    def RecordFeedback(
+        self, request: pb.RecordFeedbackRequest, context: grpc.ServicerContext
+    ) -> pb.RecordFeedbackResponse:
+        return _guarded(partial(self._record, request, context), context)
+
+    def RecordFeedbackStream(
+        self, requests: Iterator[pb.RecordFeedbackRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.RecordFeedbackResponse]:
+        if not self._streams.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many feedback streams as there may be are open")
+        try:
+            for request in requests:
+                yield _guarded(partial(self._record, request, context), context)
+        finally:
+            self._streams.release()
+
+    def _record(self, request: pb.RecordFeedbackRequest, context: grpc.ServicerContext) -> pb.RecordFeedbackResponse:
+        if self._feedback is None:
+            raise NoFeedback("this server keeps no feedback")
+        events = wire.feedback_events(request, self._pipeline.signer)
+        recorded = self._feedback.record(events, context.time_remaining())
+        self._metrics.recorded(recorded.new, recorded.repeated)
+        return pb.RecordFeedbackResponse(recorded=recorded.new, repeated=recorded.repeated)
+
 
 def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:
     """The answer, or the call ended with the status that its error means."""
@@ -99,8 +138,12 @@ def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Ans
         return answer()
     except InvalidRequest as error:
         context.abort_with_status(rpc_status.to_status(wire.bad_request(error)))
-    except NoIndex as error:
+    except (NoIndex, NoFeedback) as error:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except FeedbackBusy as error:
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+    except FeedbackUnavailable as error:
+        context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
     except Exception:
         error_id = uuid.uuid4().hex
         log.exception("request failed, error id %s", error_id)
@@ -124,10 +167,10 @@ class RunningServer:
         self.server.stop(self.grace_seconds).wait()
 
 
-def create_server(pipeline: Pipeline, options: ServerOptions) -> RunningServer:
-    """Start answering. Raises AuthError for plain text on an address that other machines can reach.
+def create_server(pipeline: Pipeline, options: ServerOptions, feedback: FeedbackLog | None = None) -> RunningServer:
+    """Start answering; without `feedback` none is taken.
 
-    Raises RuntimeError if the address is taken.
+    Raises AuthError for plain text on an address that other machines can reach, RuntimeError if the address is taken.
     """
     if options.tls is None:
         require_loopback(options.address)
@@ -143,7 +186,7 @@ def create_server(pipeline: Pipeline, options: ServerOptions) -> RunningServer:
             ("grpc.so_reuseport", 0),
         ],
     )
-    servicer = RecommenderServicer(pipeline, metrics)
+    servicer = RecommenderServicer(pipeline, metrics, feedback, streams=max(1, options.workers // 2))
     pb_grpc.add_RecommenderServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     life = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(life, server)
@@ -178,8 +221,8 @@ def open_pipeline(
     served = None
     if served_share:
         served = ServedLog(workspace.served, served_share, loaded.manifest.version, loaded.schema)
-    reader = FeatureReader(store, loaded)
-    return Pipeline(reader, Scorer(loaded), retriever, proven=proven, served=served)
+    reader, signer = FeatureReader(store, loaded), Signer(key_of(workspace.attribution_key))
+    return Pipeline(reader, Scorer(loaded), retriever, proven=proven, served=served, signer=signer)
 
 
 def _is_proven(folder: Path, bundle: bundles.Bundle, unproven: bool) -> bool:
@@ -226,7 +269,8 @@ def serve(
     """
     torch.set_num_threads(1)  # one core a request: requests run side by side
     pipeline = open_pipeline(workspace, bundle, index, unproven=unproven, served_share=served_share)
-    running = create_server(pipeline, options)
+    feedback = FeedbackLog(url_of(workspace))
+    running = create_server(pipeline, options, feedback)
     # Not an Event: its lock would be held already by the thread that a signal interrupts on its way into waiting.
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -234,4 +278,5 @@ def serve(
     started(running)
     signals.get()
     running.stop()
+    feedback.close()
     pipeline.close()

@@ -14,18 +14,21 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow.parquet as pq
 
 from feature_repo import columns
 from feature_repo.datasets.choose import Choice
-from feature_repo.datasets.schema import Schema
+from feature_repo.datasets.schema import Dataset, Schema
 from feature_repo.files import state_of
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import REPOSITORY, Workspace
+
+if TYPE_CHECKING:
+    from serving.feedback_export import Exported
 
 BEGINNING, END = datetime(1970, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)  # of all times
 MODELS = ("ple", "ple_scene_ids", "larr")
@@ -70,8 +73,6 @@ def quiet() -> Iterator[None]:
 
 def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     """Raw log -> source tables and behaviour statistics. Returns whether anything was done."""
-    from feature_repo import aggregates
-
     made_by = code_of(
         *("feature_repo/datasets", "feature_repo/scenes.py"),
         *(f"feature_repo/{name}.py" for name in ("aggregates", "counted", "like_minded")),
@@ -83,14 +84,36 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     dataset = choice.load(report)
     _forget_prompted(workspace)
     _forget_online(workspace)
+    _write(workspace, dataset, report)
+    stamp.set()
+    return True
+
+
+def feedback(workspace: Workspace, engine: Any, wait: timedelta, report: Report) -> Exported:
+    """What became of answers -> rows of the log, and statistics that count them. Views have to be filled again.
+
+    Args:
+        engine: SQLAlchemy's, of the feedback log.
+        wait: how long after an answer its outcome counts as known.
+    """
+    from serving.feedback_export import grown
+
+    dataset, exported = grown(workspace, engine, datetime.now(UTC), wait)
+    if exported.rows:
+        _write(workspace, dataset, report)
+    return exported
+
+
+def _write(workspace: Workspace, dataset: Dataset, report: Report) -> None:
+    """Source tables, and statistics: those of days before the first that changed are kept."""
+    from feature_repo import aggregates
+
     tables = len(dataset.schema.statistics) + dataset.schema.like_minded + 1
     done = iter(range(tables))
     with aggregates.carried(workspace) as before:
         dataset.write(workspace.sources)
         aggregates.build(workspace, lambda table: report("behaviour statistics", next(done), tables), before)
     report("behaviour statistics", tables, tables)
-    stamp.set()
-    return True
 
 
 def _forget_online(workspace: Workspace) -> None:

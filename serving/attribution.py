@@ -1,0 +1,123 @@
+"""The attribution token of an answer: who asked, where and when, signed, so that nothing has to be kept between an
+answer and what becomes of it.
+
+Any server with the same key takes the token, after a restart too. A caller can read what it sent itself, and forge
+nothing: what it changes does not bear the signature.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.request import Place, RequestContext
+
+KEY_BYTES = 32
+SIGNATURE_BYTES = 16
+ANSWER_BYTES = 12
+# The largest context that the rules let through: ids of 256 characters, and as many words of 256 as a data set has.
+MAX_TOKEN = 64 * 1024
+
+
+class InvalidToken(ValueError):
+    """A token that no server with this key gave out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribution:
+    """What a token says.
+
+    Attributes:
+        answer_id: unique.
+        bundle: version of the bundle that answered.
+        context: of the request; its time is that of the answer.
+    """
+
+    answer_id: str
+    bundle: str
+    context: RequestContext
+
+    @property
+    def time_us(self) -> int:
+        assert self.context.time_us is not None  # an answer has a time
+        return self.context.time_us
+
+
+class Signer:
+    """Makes and reads tokens; safe to call from threads.
+
+    Args:
+        key: at least `KEY_BYTES` bytes; None: one of this object's own.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = key or secrets.token_bytes(KEY_BYTES)
+        if len(self._key) < KEY_BYTES:
+            raise ValueError(f"a key for attribution tokens needs {KEY_BYTES} bytes, has {len(self._key)}")
+
+    def token(self, bundle: str, context: RequestContext) -> str:
+        """A token of a new answer, URL-safe characters."""
+        place = context.place and [context.place.latitude, context.place.longitude]
+        said = [
+            secrets.token_hex(ANSWER_BYTES),
+            bundle,
+            context.user_id,
+            context.scenario_id,
+            context.time_us,
+            place,
+            dict(context.scene_inputs),
+        ]
+        body = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
+        return base64.urlsafe_b64encode(self._signature(body) + body).decode().rstrip("=")
+
+    def read(self, token: str) -> Attribution:
+        """Raises InvalidToken."""
+        if len(token) > MAX_TOKEN:
+            raise InvalidToken(f"has {len(token)} characters, at most {MAX_TOKEN} are read")
+        try:
+            raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        except ValueError as error:
+            raise InvalidToken("is no attribution token") from error
+        signature, body = raw[:SIGNATURE_BYTES], raw[SIGNATURE_BYTES:]
+        if not hmac.compare_digest(signature, self._signature(body)):
+            raise InvalidToken("is no attribution token of this service: its answers carry them")
+        return _attribution(json.loads(body))
+
+    def _signature(self, body: bytes) -> bytes:
+        return hmac.digest(self._key, body, hashlib.sha256)[:SIGNATURE_BYTES]
+
+
+def _attribution(said: Sequence[Any]) -> Attribution:
+    answer_id, bundle, user_id, scenario_id, time_us, place, scene_inputs = said
+    context = RequestContext(
+        user_id=user_id,
+        scenario_id=scenario_id,
+        time_us=time_us,
+        place=None if place is None else Place(*place),
+        scene_inputs=scene_inputs,
+    )
+    return Attribution(answer_id=answer_id, bundle=bundle, context=context)
+
+
+def key_of(path: Path) -> bytes:
+    """The key in a file, which is made, for its owner's eyes, where there is none."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        with open(os.open(staged, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+        try:
+            os.link(staged, path)  # fails where another server was first: then its key counts
+        except FileExistsError:
+            pass
+        finally:
+            staged.unlink()
+    return path.read_bytes()

@@ -1,0 +1,70 @@
+"""Tokens say what was signed, and nothing that was changed afterwards is believed."""
+
+from __future__ import annotations
+
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.attribution import KEY_BYTES, InvalidToken, Signer, key_of
+from serving.request import Place, RequestContext
+
+SIGNER = Signer(b"k" * KEY_BYTES)
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+CONTEXTS = st.builds(
+    RequestContext,
+    user_id=WORDS,
+    scenario_id=WORDS,
+    time_us=st.integers(0, 2**52),
+    place=st.none() | st.builds(Place, st.floats(-90, 90), st.floats(-180, 180)),
+    scene_inputs=st.dictionaries(WORDS, WORDS | st.floats(allow_nan=False, allow_infinity=False), max_size=3),
+)
+ASKED = RequestContext(user_id="u1", scenario_id="search", time_us=1)
+TOKEN = SIGNER.token("bundle", ASKED)
+
+
+@given(CONTEXTS)
+def test_a_token_says_who_asked_where_and_when(context: RequestContext) -> None:
+    read = SIGNER.read(SIGNER.token("bundle", context))
+    assert (read.bundle, read.context, read.time_us) == ("bundle", context, context.time_us)
+
+
+def test_each_answer_has_an_id_of_its_own() -> None:
+    assert len({SIGNER.read(SIGNER.token("b", ASKED)).answer_id for _ in range(100)}) == 100
+
+
+@given(st.data())
+def test_a_token_that_was_changed_is_refused(data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(TOKEN) - 2))  # the last character may hold bits that say nothing
+    other = data.draw(st.sampled_from([c for c in "ABCabc123-_" if c != TOKEN[at]]))
+    with pytest.raises(InvalidToken):
+        SIGNER.read(TOKEN[:at] + other + TOKEN[at + 1 :])
+
+
+@given(st.text(max_size=200))
+def test_what_is_no_token_is_refused(text: str) -> None:
+    with pytest.raises(InvalidToken):
+        SIGNER.read(text)
+
+
+def test_a_token_of_another_key_or_too_long_is_refused() -> None:
+    with pytest.raises(InvalidToken, match="of this service"):
+        SIGNER.read(Signer().token("bundle", ASKED))
+    long = replace(ASKED, user_id="u" * 100_000)
+    with pytest.raises(InvalidToken, match="at most"):
+        SIGNER.read(SIGNER.token("bundle", long))
+    with pytest.raises(ValueError, match="32 bytes"):
+        Signer(b"short")
+
+
+def test_the_key_is_made_once_for_its_owner_alone(tmp_path) -> None:
+    path = tmp_path / "new" / "attribution.key"
+    with ThreadPoolExecutor(8) as pool:
+        keys = set(pool.map(key_of, [path] * 32))
+    assert keys == {path.read_bytes()} and len(path.read_bytes()) == KEY_BYTES
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(path.parent.iterdir()) == [path]

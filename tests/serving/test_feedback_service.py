@@ -1,0 +1,186 @@
+"""Feedback over a socket: what became of an answer, by its token; and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from sqlalchemy import create_engine, select
+
+from serving.client import Asker, AsyncRecommender, Happened, Recommender, Wish, shown, violations
+from serving.feedback import ANSWERS, EVENTS, FeedbackLog
+from serving.server import ServerOptions, create_server, open_pipeline
+from serving.v1 import recommender_pb2 as pb
+from serving.v1 import recommender_pb2_grpc as pb_grpc
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('feedback') / 'feedback.db'}"
+
+
+@pytest.fixture(scope="module")
+def address(pipeline, url) -> Iterator[str]:
+    log = FeedbackLog(url)
+    server = create_server(pipeline, ServerOptions(workers=4), log)
+    yield f"127.0.0.1:{server.port}"
+    server.stop()
+    log.close()
+
+
+@pytest.fixture
+def client(address) -> Iterator[Recommender]:
+    with Recommender(address) as client:
+        yield client
+
+
+@pytest.fixture
+def ranking(client, asker, poi_ids) -> pb.Ranking:
+    return client.rank(asker, poi_ids[:5])
+
+
+class Held:
+    """A stream that was answered once and then says nothing, until it is ended."""
+
+    def __init__(self, stub: pb_grpc.RecommenderServiceStub, first: pb.RecordFeedbackRequest) -> None:
+        self._ended = threading.Event()
+        self._answers = stub.RecordFeedbackStream(self._requests(first), timeout=60)
+        next(self._answers)
+
+    def _requests(self, first: pb.RecordFeedbackRequest) -> Iterator[pb.RecordFeedbackRequest]:
+        yield first
+        self._ended.wait()
+
+    def end(self) -> None:
+        self._ended.set()
+        assert list(self._answers) == []
+
+
+def refused(call) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as error:
+        call()
+    return error.value
+
+
+def test_what_became_of_an_answer_is_kept_under_its_token(client, ranking, asker, url, moment):
+    seen = shown(ranking, moment)
+    click = Happened(token=ranking.attribution_token, poi_id=ranking.poi_ids[2], outcome="clicked", time=moment)
+    assert client.record(seen) == pb.RecordFeedbackResponse(recorded=5, repeated=0)
+    assert client.record([seen[0], click]) == pb.RecordFeedbackResponse(recorded=1, repeated=1)
+    with create_engine(url).connect() as db:
+        events = {row["event_id"]: row for row in db.execute(select(EVENTS)).mappings()}
+        answer_id = events[click.event_id]["answer_id"]
+        answer = db.execute(select(ANSWERS).where(ANSWERS.c.answer_id == answer_id)).mappings().one()
+    kept = [events[one.event_id] for one in seen]
+    assert [(row["poi_id"], row["position"]) for row in kept] == list(zip(ranking.poi_ids, range(5), strict=True))
+    assert {row["answer_id"] for row in kept} == {answer_id}
+    assert (answer["user_id"], answer["scenario_id"]) == (asker.user_id, asker.scenario_id)
+    assert (answer["latitude"], answer["longitude"]) == asker.place
+    assert answer["time_us"] == int(moment.timestamp() * 1e6)
+    assert answer["bundle"] == ranking.model.version
+
+
+def test_asyncio_records_too(address, ranking, moment):
+    async def record() -> pb.RecordFeedbackResponse:
+        async with AsyncRecommender(address) as client:
+            return await client.record(shown(ranking, moment))
+
+    assert asyncio.run(record()).recorded == 5
+
+
+def test_the_time_is_now_unless_it_is_said(client, ranking, url):
+    one = Happened(token=ranking.attribution_token, poi_id="p", outcome="ordered")
+    assert client.record([one]).recorded == 1
+    with create_engine(url).connect() as db:
+        event = db.execute(select(EVENTS).where(EVENTS.c.event_id == one.event_id)).mappings().one()
+    assert event["time_us"] <= event["received_us"] < event["time_us"] + 60_000_000
+    assert event["position"] is None
+
+
+def test_every_broken_rule_is_named_and_nothing_is_kept(address, client, ranking, moment, url):
+    good, token = shown(ranking, moment)[0], ranking.attribution_token
+    earlier = moment - timedelta(seconds=1)
+    bad = [
+        good,
+        Happened(token="nonsense", poi_id="p", outcome="shown"),
+        Happened(token=token, poi_id="", outcome="shown", position=1000, event_id="e" * 257),
+        Happened(token=token, poi_id="p", outcome="clicked", time=earlier),
+    ]
+    error = refused(lambda: client.record(bad))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert set(violations(error)) == {
+        "events[1].attribution_token",
+        "events[2].event_id",
+        "events[2].poi_id",
+        "events[2].position",
+        "events[3].time",
+    }
+    message = pb.RecordFeedbackRequest(events=[good.message()])
+    message.events[0].outcome = pb.OUTCOME_UNSPECIFIED
+    with grpc.insecure_channel(address) as channel:
+        stub = pb_grpc.RecommenderServiceStub(channel)
+        assert "events[0].outcome" in violations(refused(lambda: stub.RecordFeedback(message)))
+    assert "events" in violations(refused(lambda: client.record([])))
+    assert "events" in violations(refused(lambda: client.record([good] * 1001)))
+    with create_engine(url).connect() as db:
+        assert not db.execute(select(EVENTS).where(EVENTS.c.event_id == good.event_id)).all()
+
+
+def test_a_stream_is_answered_request_by_request_in_order(address, ranking, moment):
+    seen = shown(ranking, moment)
+    messages = [pb.RecordFeedbackRequest(events=[one.message() for one in seen[: n + 1]]) for n in range(5)]
+    with grpc.insecure_channel(address) as channel:
+        answers = list(pb_grpc.RecommenderServiceStub(channel).RecordFeedbackStream(iter(messages), timeout=30))
+        assert [(a.recorded, a.repeated) for a in answers] == [(1, n) for n in range(5)]
+        wrong = pb.RecordFeedbackRequest(events=[Happened(token="?", poi_id="p", outcome="shown").message()])
+        call = pb_grpc.RecommenderServiceStub(channel).RecordFeedbackStream(iter([messages[0], wrong]), timeout=30)
+        assert next(call).repeated == 1
+        error = refused(lambda: next(call))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and violations(error)
+
+
+def test_streams_leave_workers_for_rankings(address, client, ranking, asker, poi_ids, moment):
+    first = pb.RecordFeedbackRequest(events=[one.message() for one in shown(ranking, moment)])
+    with grpc.insecure_channel(address) as channel:
+        stub = pb_grpc.RecommenderServiceStub(channel)
+        held = [Held(stub, first) for _ in range(2)]  # of four workers
+        error = refused(lambda: next(stub.RecordFeedbackStream(iter([first]), timeout=30)))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert client.rank(asker, poi_ids[:3]).poi_ids
+        for one in held:
+            one.end()
+        assert next(stub.RecordFeedbackStream(iter([first]), timeout=30)).repeated == 5
+
+
+def test_a_token_outlives_the_server_that_gave_it(workspace, ranking, moment, url, address):
+    bundle = workspace.bundles / "larr"
+    log = FeedbackLog(url)
+    another = create_server(open_pipeline(workspace, bundle, None, unproven=True), ServerOptions(), log)
+    with Recommender(f"127.0.0.1:{another.port}") as client:
+        assert client.record(shown(ranking, moment)).recorded == 5
+    another.stop()
+    log.close()
+
+
+def test_a_server_without_a_log_says_so(pipeline, ranking):
+    server = create_server(pipeline, ServerOptions())
+    with Recommender(f"127.0.0.1:{server.port}") as client:
+        error = refused(lambda: client.record(shown(ranking)))
+    server.stop()
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_log_that_is_closed_is_unavailable(pipeline, ranking, moment, tmp_path: Path):
+    log = FeedbackLog(f"sqlite:///{tmp_path / 'feedback.db'}")
+    server = create_server(pipeline, ServerOptions(), log)
+    log.close()
+    with Recommender(f"127.0.0.1:{server.port}") as client:
+        error = refused(lambda: client.record(shown(ranking, moment)))
+        assert client.rank(Asker(user_id="u1", scenario_id="lunch_deals"), ["p"], Wish()).poi_ids == ["p"]
+    server.stop()
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
