@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -128,7 +127,8 @@ def test_what_only_the_wire_can_break_is_refused_too(raw, message, field):
 
 def test_a_fault_shows_an_id_and_keeps_the_rest_in_the_log(workspace, asker, tmp_path, caplog):
     broken = Workspace(tmp_path / "city")
-    shutil.copytree(workspace.root, broken.root)
+    # In another process: where one opens and closes a file of SQLite itself, it loses the locks that it has on it.
+    subprocess.run(["cp", "-r", workspace.root, broken.root], check=True)
     text = broken.feature_store_yaml.read_text().replace(str(workspace.root), str(broken.root))
     broken.feature_store_yaml.write_text(text)
     (broken.root / "online.db").write_bytes(b"damaged" * 1000)
