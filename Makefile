@@ -55,6 +55,7 @@ proto: setup ## Generate the gRPC stubs again
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/serving/v1/recommender.proto
 
 bench: setup ## Every benchmark, into benchmarks/results
+	@$(BIN)/python -m pip install --quiet --editable '.[ray]' # which fuxictr imports
 	@$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-bench.txt
 	@for script in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
