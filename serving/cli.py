@@ -269,7 +269,8 @@ def serve(
     certificate: Annotated[Path | None, typer.Option(help="PEM; with --key, TLS. Needed beyond this machine.")] = None,
     key: Annotated[Path | None, typer.Option(help="PEM of the certificate's private key.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="Callers must send this file's token.")] = None,
-    workers: Annotated[int, typer.Option(help="Requests answered at the same time.")] = 4,
+    workers: Annotated[int, typer.Option(min=1, help="Requests answered at the same time.")] = 4,
+    waiting: Annotated[int, typer.Option(min=0, help="Further requests that wait; more are refused.")] = 16,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus metrics on 127.0.0.1.")] = None,
     unproven: Annotated[
         bool, typer.Option("--unproven", help="Take a bundle without a valid certificate; every answer says so.")
@@ -292,6 +293,7 @@ def serve(
         options = server.ServerOptions(
             address=address,
             workers=workers,
+            waiting=waiting,
             tls=auth.Tls(certificate=certificate, key=key) if certificate and key else None,
             token=auth.read_token(token_file),
             metrics_port=metrics_port,

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from serving.admission import Admission
 from serving.online import ViewReading
 
 LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -48,6 +49,11 @@ class Metrics:
         for view in views:
             for status, count in (("present", view.present), ("missing", view.missing), ("stale", view.stale)):
                 self._values.labels(view.view, status).inc(count)
+
+    def follow(self, admission: Admission) -> None:
+        """Show how many requests are at work or waiting."""
+        gauge = Gauge("scenerank_requests_inside", "Requests at work or waiting.", registry=self.registry)
+        gauge.set_function(lambda: admission.inside)
 
     def recorded(self, new: int, repeated: int) -> None:
         self._feedback.labels("new").inc(new)

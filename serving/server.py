@@ -27,6 +27,7 @@ from grpc_status import rpc_status
 from feature_repo.store import open_store, view_of
 from feature_repo.workspace import Workspace
 from serving import certificate, wire
+from serving.admission import Admission, Expired, Gone, Overloaded
 from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, require_loopback
 from serving.features import FeatureReader
@@ -46,6 +47,7 @@ from trainers.knowledge import load_matrix, served_from
 log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"].full_name
 Answer = TypeVar("Answer")
+SPARE_THREADS = 16  # for health, feedback, and refusals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class ServerOptions:
     Args:
         address: host and port; port 0 lets the system choose. Without `tls` it must be of this machine only.
         workers: requests answered at the same time.
+        waiting: further ones that wait; what more comes is refused.
         max_message_bytes: larger requests are refused; 1,000 ids of the longest allowed kind fit.
         grace_seconds: how long a stop waits for answers under way.
         metrics_port: where `/metrics` is served over HTTP, on 127.0.0.1; None: nowhere.
@@ -62,6 +65,7 @@ class ServerOptions:
 
     address: str = "127.0.0.1:0"
     workers: int = 4
+    waiting: int = 16
     max_message_bytes: int = 2 * 1024 * 1024
     grace_seconds: float = 10.0
     tls: Tls | None = None
@@ -77,13 +81,17 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
     """Translates; whatever decides anything is in the pipeline.
 
     Args:
+        admission: of rankings; feedback has a queue of its own.
         feedback: None where none is kept.
-        streams: of feedback at a time; each holds a worker for as long as it lasts.
+        streams: of feedback at a time; each holds a thread for as long as it lasts.
     """
 
-    def __init__(self, pipeline: Pipeline, metrics: Metrics, feedback: FeedbackLog | None, streams: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, metrics: Metrics, admission: Admission, feedback: FeedbackLog | None, streams: int
+    ) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
+        self._admission = admission
         self._feedback = feedback
         self._streams = threading.BoundedSemaphore(streams)
         self._model = wire.model_info(pipeline.bundle.manifest, pipeline.proven)
@@ -94,7 +102,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
             self._metrics.read(ranking.views)
             return pb.RankResponse(ranking=wire.ranking(ranking, self._model, request.include_details))
 
-        return _guarded(answer, context)
+        return _guarded(partial(self._admitted, answer, context), context)
 
     def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:
         def answer() -> pb.RecommendResponse:
@@ -105,7 +113,11 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
                 index_version=self._pipeline.index_version,
             )
 
-        return _guarded(answer, context)
+        return _guarded(partial(self._admitted, answer, context), context)
+
+    def _admitted(self, answer: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:
+        with self._admission.entered(context.time_remaining(), context.is_active):
+            return answer()
 
     def RecordFeedback(
         self, request: pb.RecordFeedbackRequest, context: grpc.ServicerContext
@@ -140,6 +152,12 @@ def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Ans
         context.abort_with_status(rpc_status.to_status(wire.bad_request(error)))
     except (NoIndex, NoFeedback) as error:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except Overloaded as error:
+        context.abort_with_status(rpc_status.to_status(wire.overloaded(error)))
+    except Expired as error:
+        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
+    except Gone as error:
+        context.abort(grpc.StatusCode.CANCELLED, str(error))
     except FeedbackBusy as error:
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
     except FeedbackUnavailable as error:
@@ -178,15 +196,21 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
     interceptors: list[grpc.ServerInterceptor] = [MetricsInterceptor(metrics)]
     if options.token is not None:
         interceptors.append(TokenInterceptor(options.token))
+    streams = max(1, options.workers // 2)
+    # Threads that wait for a seat, or refuse, cost nothing but their stack.
+    threads = options.workers + options.waiting + streams + SPARE_THREADS
     server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers=options.workers, thread_name_prefix="answer"),
+        futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="answer"),
         interceptors=interceptors,
+        maximum_concurrent_rpcs=2 * threads,
         options=[
             ("grpc.max_receive_message_length", options.max_message_bytes),
             ("grpc.so_reuseport", 0),
         ],
     )
-    servicer = RecommenderServicer(pipeline, metrics, feedback, streams=max(1, options.workers // 2))
+    admission = Admission(options.workers, options.waiting)
+    metrics.follow(admission)
+    servicer = RecommenderServicer(pipeline, metrics, admission, feedback, streams)
     pb_grpc.add_RecommenderServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     life = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(life, server)

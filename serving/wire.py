@@ -7,6 +7,7 @@ import time
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from serving.admission import Overloaded
 from serving.attribution import InvalidToken, Signer
 from serving.feedback import FeedbackEvent, Outcome
 from serving.online import ValueStatus, ViewReading
@@ -148,6 +149,15 @@ def bad_request(error: InvalidRequest) -> status_pb2.Status:
     )
     status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=str(error))
     status.details.add().Pack(details)
+    return status
+
+
+def overloaded(error: Overloaded) -> status_pb2.Status:
+    """RESOURCE_EXHAUSTED with the time after which to come again."""
+    status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message=str(error))
+    hint = error_details_pb2.RetryInfo()
+    hint.retry_delay.FromMicroseconds(round(1e6 * error.retry_after_s))
+    status.details.add().Pack(hint)
     return status
 
 

@@ -31,7 +31,9 @@ class RecommenderServiceStub:
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
     one violation for each broken rule: the field's path and the rule in words.
-    RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later.
+    RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
+    a google.rpc.RetryInfo, after its delay.
+    DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
     """
@@ -70,7 +72,9 @@ class RecommenderServiceServicer:
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
     one violation for each broken rule: the field's path and the rule in words.
-    RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later.
+    RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
+    a google.rpc.RetryInfo, after its delay.
+    DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
     """
@@ -143,7 +147,9 @@ class RecommenderService:
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
     one violation for each broken rule: the field's path and the rule in words.
-    RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later.
+    RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
+    a google.rpc.RetryInfo, after its delay.
+    DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
     """
