@@ -6,6 +6,7 @@ The process loads neither transformers nor peft: what a language model knows was
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import threading
@@ -175,14 +176,16 @@ class RunningServer:
 
     server: grpc.Server
     health: health.HealthServicer
+    admission: Admission
     port: int
     metrics_port: int | None
     grace_seconds: float
 
-    def stop(self) -> None:
-        """Say NOT_SERVING, take no new calls, wait for those under way."""
+    def stop(self) -> bool:
+        """Say NOT_SERVING, take no new calls, wait for those under way; whether none of them hangs."""
         self.health.enter_graceful_shutdown()
         self.server.stop(self.grace_seconds).wait()
+        return self.admission.inside == 0
 
 
 def create_server(pipeline: Pipeline, options: ServerOptions, feedback: FeedbackLog | None = None) -> RunningServer:
@@ -223,7 +226,7 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
     server.start()
     for name in ("", SERVICE):
         life.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(server, life, port, metrics_port, options.grace_seconds)
+    return RunningServer(server, life, admission, port, metrics_port, options.grace_seconds)
 
 
 def open_pipeline(
@@ -301,6 +304,9 @@ def serve(
         signal.signal(number, lambda arrived, _: signals.put(arrived))
     started(running)
     signals.get()
-    running.stop()
+    drained = running.stop()
     feedback.close()
     pipeline.close()
+    if not drained:
+        log.error("a request hangs, as where the online store does not answer; leaving without it")
+        os._exit(1)  # the interpreter would wait for its thread for ever

