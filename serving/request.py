@@ -173,6 +173,8 @@ def _text(path: str, value: str) -> Iterator[Violation]:
         yield Violation(path, "is required")
     elif len(value) > MAX_TEXT:
         yield Violation(path, f"must have at most {MAX_TEXT} characters, has {len(value)}")
+    elif "\0" in value:  # PostgreSQL has no such text, and would refuse all that is stored together with it
+        yield Violation(path, "must not contain the character NUL")
 
 
 def _place(place: Place | None) -> Iterator[Violation]:

@@ -48,7 +48,8 @@ from trainers.knowledge import load_matrix, served_from
 log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"].full_name
 Answer = TypeVar("Answer")
-SPARE_THREADS = 16  # for health, feedback, and refusals
+FEEDBACK_CALLS = 48  # at a time; where the database is slow they must not take the threads of rankings
+SPARE_THREADS = FEEDBACK_CALLS + 16  # and for refusals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         self._admission = admission
         self._feedback = feedback
         self._streams = threading.BoundedSemaphore(streams)
+        self._recording = threading.BoundedSemaphore(FEEDBACK_CALLS)
         self._model = wire.model_info(pipeline.bundle.manifest, pipeline.proven)
 
     def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
@@ -140,7 +142,12 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         if self._feedback is None:
             raise NoFeedback("this server keeps no feedback")
         events = wire.feedback_events(request, self._pipeline.signer)
-        recorded = self._feedback.record(events, context.time_remaining())
+        if not self._recording.acquire(blocking=False):
+            raise FeedbackBusy("too many events are waiting to be stored")
+        try:
+            recorded = self._feedback.record(events, context.time_remaining())
+        finally:
+            self._recording.release()
         self._metrics.recorded(recorded.new, recorded.repeated)
         return pb.RecordFeedbackResponse(recorded=recorded.new, repeated=recorded.repeated)
 

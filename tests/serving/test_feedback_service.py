@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import grpc
 import pytest
 from sqlalchemy import create_engine, select
 
-from serving.client import Asker, AsyncRecommender, Happened, Recommender, Wish, shown, violations
+from serving.client import Access, Asker, AsyncRecommender, Happened, Recommender, Wish, shown, violations
 from serving.feedback import ANSWERS, EVENTS, FeedbackLog
 from serving.server import ServerOptions, create_server, open_pipeline
 from serving.v1 import recommender_pb2 as pb
@@ -110,6 +112,7 @@ def test_every_broken_rule_is_named_and_nothing_is_kept(address, client, ranking
         Happened(token="nonsense", poi_id="p", outcome="shown"),
         Happened(token=token, poi_id="", outcome="shown", position=1000, event_id="e" * 257),
         Happened(token=token, poi_id="p", outcome="clicked", time=earlier),
+        Happened(token=token, poi_id="p\0", outcome="clicked", time=moment),
     ]
     error = refused(lambda: client.record(bad))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -119,6 +122,7 @@ def test_every_broken_rule_is_named_and_nothing_is_kept(address, client, ranking
         "events[2].poi_id",
         "events[2].position",
         "events[3].time",
+        "events[4].poi_id",
     }
     message = pb.RecordFeedbackRequest(events=[good.message()])
     message.events[0].outcome = pb.OUTCOME_UNSPECIFIED
@@ -184,3 +188,29 @@ def test_a_log_that_is_closed_is_unavailable(pipeline, ranking, moment, tmp_path
         assert client.rank(Asker(user_id="u1", scenario_id="lunch_deals"), ["p"], Wish()).poi_ids == ["p"]
     server.stop()
     assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_rankings_go_on_where_the_database_does_not(pipeline, asker, poi_ids, ranking, moment, tmp_path: Path):
+    log = FeedbackLog(f"sqlite:///{tmp_path / 'feedback.db'}", lock_seconds=8.0)
+    server = create_server(pipeline, ServerOptions(workers=2, waiting=2), log)
+    other = sqlite3.connect(tmp_path / "feedback.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    def record(number: int) -> grpc.StatusCode | None:
+        try:
+            client.record([shown(ranking, moment)[0]])
+        except grpc.RpcError as error:
+            return error.code()
+        return None
+
+    with Recommender(f"127.0.0.1:{server.port}", Access(timeout_seconds=30)) as client:
+        with ThreadPoolExecutor(120) as pool:
+            held = [pool.submit(record, number) for number in range(120)]
+            wait(held, return_when=FIRST_COMPLETED)  # as many wait as may
+            with Recommender(f"127.0.0.1:{server.port}", Access(timeout_seconds=4)) as another:
+                assert another.rank(asker, poi_ids[:3]).poi_ids
+            other.execute("ROLLBACK")
+            codes = {call.result() for call in held}
+        assert codes == {None, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    server.stop()
+    log.close()
