@@ -137,13 +137,14 @@ def _any(*outcomes: Outcome) -> pl.Expr:
 
 
 def _appended(log: pa.Table, places: pl.DataFrame, schema: Schema) -> pa.Table:
-    """The log without earlier rows of feedback, and these places behind it."""
-    base = log.filter(pc.invert(pc.starts_with(log[columns.REQUEST_ID], REQUEST)))
+    """The log without earlier rows of the same answers, and these places behind it."""
+    requests = pa.array([f"{REQUEST}{answer}" for answer in places["answer_id"]], pa.string())
+    base = log.filter(pc.invert(pc.is_in(log[columns.REQUEST_ID], value_set=requests)))
     first = (pc.max(base[columns.ROW_ID]).as_py() or 0) + 1
     inputs = [json.loads(text) for text in places["scene_inputs"]]
     rows = {
         columns.ROW_ID: pa.array(range(first, first + len(places)), pa.int64()),
-        columns.REQUEST_ID: [f"{REQUEST}{answer}" for answer in places["answer_id"]],
+        columns.REQUEST_ID: requests,
         columns.EVENT_TIMESTAMP: places["time_us"].cast(pl.Datetime("us", "UTC")).to_arrow(),
         columns.OUTCOME_TIMESTAMP: places[HAPPENED].cast(pl.Datetime("us", "UTC")).to_arrow(),
         columns.PROPENSITY: pa.array([1.0] * len(places), pa.float64()),

@@ -115,6 +115,8 @@ def test_an_answer_is_in_the_log_once_however_often_it_is_exported(workspace, lo
     assert again.tables["impressions"].equals(once.tables["impressions"]) and again.schema == once.schema
     later, grew = grown(copy, opened(log), until + timedelta(hours=1), WAIT)
     assert (exported.waiting, grew.waiting, grew.rows) == (1, 0, exported.rows + 1)
+    emptied, _ = grown(copy, opened(f"sqlite:///{tmp_path / 'another.db'}"), until, WAIT)
+    assert emptied.tables["impressions"].equals(once.tables["impressions"])  # what another database brought stays
     assert pc.count_distinct(later.tables["impressions"][columns.ROW_ID]).as_py() == len(later.tables["impressions"])
 
 
