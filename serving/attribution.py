@@ -59,7 +59,7 @@ class Signer:
     """
 
     def __init__(self, key: bytes | None = None) -> None:
-        self._key = key or secrets.token_bytes(KEY_BYTES)
+        self._key = secrets.token_bytes(KEY_BYTES) if key is None else key
         if len(self._key) < KEY_BYTES:
             raise ValueError(f"a key for attribution tokens needs {KEY_BYTES} bytes, has {len(self._key)}")
 

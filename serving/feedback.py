@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 URL_VARIABLE = "SCENERANK_FEEDBACK_URL"  # may hold a password: never an option of a command line
 INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 ROWS = 500  # of one statement
+CLOSE_S = 10.0
+MAKERS = 5  # servers that may start at the same time on an empty database
 GROUP_EVENTS = 5_000  # of one transaction, about
 _METADATA = MetaData()
 ANSWERS = Table(
@@ -166,11 +169,15 @@ class FeedbackLog:
         return self._brought.qsize()
 
     def close(self) -> None:
-        """Write what was brought, then let go of the database."""
+        """Write what was brought, then let go of the database; of one that hangs after `CLOSE_S`."""
         with self._door:
             self._closed = True
-        self._brought.put(None)
-        self._writer.join()
+        with suppress(queue.Full):
+            self._brought.put(None, timeout=CLOSE_S)
+        self._writer.join(CLOSE_S)
+        if self._writer.is_alive():
+            log.error("the feedback database does not answer; what waits was not acknowledged, and is left")
+            return
         self._engine.dispose()
 
     def _write_all(self) -> None:
@@ -216,12 +223,22 @@ def opened(url: str, lock_seconds: float = 5.0) -> Engine:
             raise FeedbackUnavailable(f"feedback is kept in SQLite or PostgreSQL, not in {engine.dialect.name}")
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", lambda connection, _: _durable(connection, lock_seconds))
-        _METADATA.create_all(engine)
-    except (SQLAlchemyError, ImportError) as error:
+        _make_tables(engine)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
         raise FeedbackUnavailable(
             f"the feedback database cannot be opened ({type(error).__name__}): is {URL_VARIABLE} right, and is it up?"
-        ) from error
+        ) from None  # the cause may repeat the URL
     return engine
+
+
+def _make_tables(engine: Engine) -> None:
+    """Where another server makes the same table at the same time, one of the two is told that it is there."""
+    for attempt in range(MAKERS):
+        try:
+            return _METADATA.create_all(engine)
+        except SQLAlchemyError:
+            if attempt == MAKERS - 1:
+                raise
 
 
 def _durable(connection: Any, lock_seconds: float) -> None:

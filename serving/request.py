@@ -16,6 +16,7 @@ from feature_repo.datasets.schema import Schema
 
 MAX_POIS = 1000
 MAX_EVENTS = 1000
+MAX_VIOLATIONS = 20  # that are told: a status has to fit into the trailers of a call
 MAX_TEXT = 256
 MAX_RADIUS_KM = 20_100.0  # a little more than half the way around the globe
 DEFAULT_CANDIDATES = 200
@@ -33,11 +34,13 @@ class Violation:
 
 
 class InvalidRequest(ValueError):
-    """A request breaks rules of the contract; the message names every field and rule."""
+    """A request breaks rules of the contract; the message names field and rule, of the first `MAX_VIOLATIONS`."""
 
     def __init__(self, violations: Sequence[Violation]) -> None:
-        super().__init__("; ".join(f"{v.field}: {v.rule}" for v in violations))
-        self.violations = tuple(violations)
+        self.violations = tuple(violations[:MAX_VIOLATIONS])
+        more = len(violations) - len(self.violations)
+        told = [f"{v.field}: {v.rule}" for v in self.violations]
+        super().__init__("; ".join([*told, *([f"and {more} more"] if more else [])]))
 
 
 class Objective(Enum):

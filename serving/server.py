@@ -10,6 +10,7 @@ import os
 import queue
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -48,6 +49,7 @@ from trainers.knowledge import load_matrix, served_from
 log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"].full_name
 Answer = TypeVar("Answer")
+LONGEST_S = 24 * 3600.0  # a deadline further away is none
 FEEDBACK_CALLS = 48  # at a time; where the database is slow they must not take the threads of rankings
 SPARE_THREADS = FEEDBACK_CALLS + 16  # and for refusals
 
@@ -119,7 +121,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         return _guarded(partial(self._admitted, answer, context), context)
 
     def _admitted(self, answer: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:
-        with self._admission.entered(context.time_remaining(), context.is_active):
+        with self._admission.entered(_remaining_s(context), context.is_active):
             return answer()
 
     def RecordFeedback(
@@ -145,11 +147,17 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         if not self._recording.acquire(blocking=False):
             raise FeedbackBusy("too many events are waiting to be stored")
         try:
-            recorded = self._feedback.record(events, context.time_remaining())
+            recorded = self._feedback.record(events, _remaining_s(context))
         finally:
             self._recording.release()
         self._metrics.recorded(recorded.new, recorded.repeated)
         return pb.RecordFeedbackResponse(recorded=recorded.new, repeated=recorded.repeated)
+
+
+def _remaining_s(context: grpc.ServicerContext) -> float | None:
+    """Until the caller's deadline; None where there is none: gRPC says so with a number that no clock can wait for."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None or remaining > LONGEST_S else remaining
 
 
 def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:
@@ -190,8 +198,12 @@ class RunningServer:
 
     def stop(self) -> bool:
         """Say NOT_SERVING, take no new calls, wait for those under way; whether none of them hangs."""
+        end = time.monotonic() + self.grace_seconds
         self.health.enter_graceful_shutdown()
         self.server.stop(self.grace_seconds).wait()
+        # What is worked on for callers that have left is no call any more.
+        while self.admission.inside and time.monotonic() < end:
+            time.sleep(0.01)
         return self.admission.inside == 0
 
 

@@ -30,7 +30,8 @@ class RecommenderServiceStub:
 
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
-    one violation for each broken rule: the field's path and the rule in words. No id may contain the character NUL.
+    one violation for each broken rule, up to 20: the field's path and the rule in words. No id may contain the
+    character NUL.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
     a google.rpc.RetryInfo, after its delay.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
@@ -71,7 +72,8 @@ class RecommenderServiceServicer:
 
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
-    one violation for each broken rule: the field's path and the rule in words. No id may contain the character NUL.
+    one violation for each broken rule, up to 20: the field's path and the rule in words. No id may contain the
+    character NUL.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
     a google.rpc.RetryInfo, after its delay.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
@@ -146,7 +148,8 @@ class RecommenderService:
 
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
-    one violation for each broken rule: the field's path and the rule in words. No id may contain the character NUL.
+    one violation for each broken rule, up to 20: the field's path and the rule in words. No id may contain the
+    character NUL.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
     a google.rpc.RetryInfo, after its delay.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.

@@ -57,8 +57,9 @@ def test_a_token_of_another_key_or_too_long_is_refused() -> None:
     long = replace(ASKED, user_id="u" * 100_000)
     with pytest.raises(InvalidToken, match="at most"):
         SIGNER.read(SIGNER.token("bundle", long))
-    with pytest.raises(ValueError, match="32 bytes"):
-        Signer(b"short")
+    for key in (b"", b"short"):
+        with pytest.raises(ValueError, match="32 bytes"):
+            Signer(key)
 
 
 def test_the_key_is_made_once_for_its_owner_alone(tmp_path) -> None:

@@ -163,11 +163,27 @@ def test_a_database_that_is_locked_is_told_and_recovered_from(tmp_path: Path) ->
     assert stored(f"sqlite:///{tmp_path / 'feedback.db'}")[0] == "a0/0"
 
 
-@pytest.mark.parametrize("url", ["mysql://x:secret@nowhere/db", "postgresql+psycopg://u:secret@127.0.0.1:1/db", "?"])
+def test_servers_that_start_together_share_a_new_database(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        for number in range(10):
+            url = f"sqlite:///{tmp_path / f'{number}.db'}"
+            for log in pool.map(FeedbackLog, [url] * 6):
+                log.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://x:secret@nowhere/db",
+        "postgresql+psycopg://u:secret@127.0.0.1:1/db",
+        "postgresql+psycopg://u@127.0.0.1:secret/db",
+        "?",
+    ],
+)
 def test_a_database_that_cannot_be_used_is_told_without_its_password(url: str) -> None:
     with pytest.raises(FeedbackUnavailable) as refused:
         FeedbackLog(url)
-    assert "secret" not in str(refused.value)
+    assert "secret" not in str(refused.value) and refused.value.__suppress_context__
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.full)])

@@ -104,6 +104,21 @@ def test_the_time_is_now_unless_it_is_said(client, ranking, url):
     assert event["position"] is None
 
 
+def test_a_call_without_a_deadline_is_answered(address, client, ranking, moment, asker, poi_ids):
+    message = pb.RecordFeedbackRequest(events=[one.message() for one in shown(ranking, moment)])
+    with grpc.insecure_channel(address) as channel:
+        stub = pb_grpc.RecommenderServiceStub(channel)
+        assert stub.RecordFeedback(message).recorded == 5
+        asked = [stub.Rank.future(pb.RankRequest(context=asker.message(), poi_ids=poi_ids)) for _ in range(12)]
+        assert all(one.result().ranking.poi_ids for one in asked)  # more than work at a time: some wait
+
+
+def test_what_is_told_of_a_thousand_broken_events_fits_into_a_status(client, ranking):
+    error = refused(lambda: client.record([Happened(token="?", poi_id="p", outcome="shown")] * 1000))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(violations(error)) == 20 and "980 more" in error.details()
+
+
 def test_every_broken_rule_is_named_and_nothing_is_kept(address, client, ranking, moment, url):
     good, token = shown(ranking, moment)[0], ranking.attribution_token
     earlier = moment - timedelta(seconds=1)
