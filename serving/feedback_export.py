@@ -157,12 +157,18 @@ def _appended(log: pa.Table, places: pl.DataFrame, schema: Schema) -> pa.Table:
 
 
 def _moved(schema: Schema, log: pa.Table) -> Split:
-    """The log ends with the local day of its last row; valid and test part end as much later as it does."""
+    """The log ends with the local day of its last row; valid and test part begin as much later as it ends, unless one
+    of them would be empty, as after a gap in the log: then they begin where they did."""
     split, zone = schema.split, ZoneInfo(schema.timezone)
     last: datetime = pc.max(log[columns.EVENT_TIMESTAMP]).as_py().astimezone(zone)
     midnight = datetime.combine(last.date() + timedelta(days=1), datetime.min.time(), zone).astimezone(UTC)
     by = max(midnight - split.end, timedelta(0))
-    return Split(train=split.train, valid=split.valid + by, test=split.test + by, end=split.end + by)
+    later = Split(train=split.train, valid=split.valid + by, test=split.test + by, end=split.end + by)
+    times = log[columns.EVENT_TIMESTAMP]
+    for start, end in ((later.valid, later.test), (later.test, later.end)):
+        if not pc.any(pc.and_(pc.greater_equal(times, start), pc.less(times, end))).as_py():
+            return replace(split, end=later.end)
+    return later
 
 
 def _micros(value: datetime | timedelta) -> int:

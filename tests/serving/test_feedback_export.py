@@ -107,6 +107,27 @@ def test_valid_and_test_part_move_with_the_end(workspace, log, until):
     assert new.train == old.train
 
 
+def test_no_part_is_left_empty_by_a_gap_in_the_log(workspace, poi_ids, tmp_path):
+    old = Schema.load(workspace.schema).split
+    at = old.end + timedelta(days=400)
+    time_us = int(at.timestamp() * 1e6)
+    context = RequestContext(user_id="u1", scenario_id="lunch_deals", time_us=time_us)
+    shown_ = FeedbackEvent(
+        event_id="e",
+        answer=Attribution(answer_id="a", bundle="b", context=context),
+        poi_id=poi_ids[0],
+        outcome=Outcome.SHOWN,
+        position=0,
+        time_us=time_us,
+    )
+    url = f"sqlite:///{tmp_path / 'feedback.db'}"
+    kept = FeedbackLog(url)
+    kept.record([shown_])
+    kept.close()
+    new = grown(workspace, opened(url), at + timedelta(days=1), WAIT)[0].schema.split
+    assert (new.train, new.valid, new.test) == (old.train, old.valid, old.test) and new.end > at
+
+
 def test_an_answer_is_in_the_log_once_however_often_it_is_exported(workspace, log, until, tmp_path):
     once, _ = grown(workspace, opened(log), until, WAIT)
     copy = type(workspace)(tmp_path / "city")
