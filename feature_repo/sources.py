@@ -1,4 +1,4 @@
-"""Where the views' rows come from: one Parquet file a table in the active workspace, for files or for Spark."""
+"""Where the views' rows come from: one Parquet file a table in the active workspace, as Feast or as Spark reads it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The attribution token of an answer: who asked, where and when, signed, so that nothing has to be kept between an
 answer and what becomes of it.
 
-Any server with the same key takes the token, after a restart too. A caller can read what it sent itself, and forge
-nothing: what it changes does not bear the signature.
+Any server with the same key takes the token, after a restart too. A caller can read what it sent itself, and change
+none of it: what it changes does not bear the signature. Which places the answer held is not in the token.
 """
 
 from __future__ import annotations

@@ -163,22 +163,18 @@ class FeedbackLog:
         except TimeoutError:
             raise FeedbackUnavailable("the events were not stored in time; they may be yet") from None
 
-    @property
-    def waiting(self) -> int:
-        """Callers that wait."""
-        return self._brought.qsize()
-
-    def close(self) -> None:
-        """Write what was brought, then let go of the database; of one that hangs after `CLOSE_S`."""
+    def close(self, timeout_s: float = CLOSE_S) -> bool:
+        """Write what was brought, then let go of the database; False for one that hangs, with callers that wait."""
         with self._door:
             self._closed = True
         with suppress(queue.Full):
-            self._brought.put(None, timeout=CLOSE_S)
-        self._writer.join(CLOSE_S)
+            self._brought.put(None, timeout=timeout_s)
+        self._writer.join(timeout_s)
         if self._writer.is_alive():
             log.error("the feedback database does not answer; what waits was not acknowledged, and is left")
-            return
+            return False
         self._engine.dispose()
+        return True
 
     def _write_all(self) -> None:
         for group in self._groups():

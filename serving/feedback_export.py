@@ -16,13 +16,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from sqlalchemy import Engine, select
+from sqlalchemy import ColumnElement, Engine, select
 
 from feature_repo import columns
 from feature_repo.datasets.schema import DataError, Dataset, Schema, Split
@@ -34,18 +35,19 @@ REQUEST = "feedback:"  # before the answer's id, in the log's `request_id`
 READ_ROWS = 50_000
 HAPPENED = "happened"  # time of an event; of a place, when its outcome was known
 
-_EVENT: Mapping[str, type[pl.DataType]] = {
-    columns.POI_ID: pl.String,
-    "outcome": pl.String,
-    columns.POSITION: pl.Int32,
-    HAPPENED: pl.Int64,
-    "answer_id": pl.String,
-    columns.USER_ID: pl.String,
-    columns.SCENARIO_ID: pl.String,
-    "time_us": pl.Int64,
-    columns.LATITUDE: pl.Float64,
-    columns.LONGITUDE: pl.Float64,
-    "scene_inputs": pl.String,
+# Of an event and its answer: name -> column, type.
+_EVENT: Mapping[str, tuple[ColumnElement[Any], type[pl.DataType]]] = {
+    columns.POI_ID: (EVENTS.c[columns.POI_ID], pl.String),
+    "outcome": (EVENTS.c.outcome, pl.String),
+    columns.POSITION: (EVENTS.c[columns.POSITION], pl.Int32),
+    HAPPENED: (EVENTS.c.time_us, pl.Int64),
+    "answer_id": (ANSWERS.c.answer_id, pl.String),
+    columns.USER_ID: (ANSWERS.c[columns.USER_ID], pl.String),
+    columns.SCENARIO_ID: (ANSWERS.c[columns.SCENARIO_ID], pl.String),
+    "time_us": (ANSWERS.c.time_us, pl.Int64),
+    columns.LATITUDE: (ANSWERS.c[columns.LATITUDE], pl.Float64),
+    columns.LONGITUDE: (ANSWERS.c[columns.LONGITUDE], pl.Float64),
+    "scene_inputs": (ANSWERS.c.scene_inputs, pl.String),
 }
 
 
@@ -105,15 +107,14 @@ def grown(workspace: Workspace, engine: Engine, until: datetime, wait: timedelta
 
 def _places(engine: Engine, until_us: int, wait_us: int) -> tuple[pl.DataFrame, int]:
     """A row a place of an answer, with answer and outcome; and how many answers are too young."""
-    column_of = {**{c.name: c for c in ANSWERS.c}, **{c.name: c for c in EVENTS.c}, HAPPENED: EVENTS.c.time_us}
-    column_of["time_us"] = ANSWERS.c.time_us
-    joined = select(*(column_of[name].label(name) for name in _EVENT)).join_from(
+    joined = select(*(column.label(name) for name, (column, _) in _EVENT.items())).join_from(
         EVENTS, ANSWERS, ANSWERS.c.answer_id == EVENTS.c.answer_id
     )
-    events = pl.DataFrame(schema=_EVENT)
+    schema = {name: dtype for name, (_, dtype) in _EVENT.items()}
+    events = pl.DataFrame(schema=schema)
     with engine.connect().execution_options(stream_results=True) as db:
         for part in db.execute(joined).partitions(READ_ROWS):
-            events.extend(pl.DataFrame([tuple(row) for row in part], schema=_EVENT, orient="row"))
+            events.extend(pl.DataFrame([tuple(row) for row in part], schema=schema, orient="row"))
     young = events.filter(pl.col("time_us") > until_us)
     clicked, ordered = (_any(*outcomes) for outcomes in ((Outcome.CLICKED, Outcome.ORDERED), (Outcome.ORDERED,)))
     after = pl.col(HAPPENED).filter(pl.col("outcome") != Outcome.SHOWN.value).max()

@@ -143,10 +143,10 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
     def _record(self, request: pb.RecordFeedbackRequest, context: grpc.ServicerContext) -> pb.RecordFeedbackResponse:
         if self._feedback is None:
             raise NoFeedback("this server keeps no feedback")
-        events = wire.feedback_events(request, self._pipeline.signer)
         if not self._recording.acquire(blocking=False):
             raise FeedbackBusy("too many events are waiting to be stored")
         try:
+            events = wire.feedback_events(request, self._pipeline.signer)
             recorded = self._feedback.record(events, _remaining_s(context))
         finally:
             self._recording.release()
@@ -323,9 +323,8 @@ def serve(
         signal.signal(number, lambda arrived, _: signals.put(arrived))
     started(running)
     signals.get()
-    drained = running.stop()
-    feedback.close()
+    ended = [running.stop(), feedback.close()]
     pipeline.close()
-    if not drained:
-        log.error("a request hangs, as where the online store does not answer; leaving without it")
+    if not all(ended):
+        log.error("a call hangs, as where a store does not answer; leaving without it")
         os._exit(1)  # the interpreter would wait for its thread for ever

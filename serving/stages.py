@@ -187,7 +187,7 @@ def _forget_other_versions(workspace: Workspace, store: Any, view: str) -> None:
 
     if view not in columns.SPACES:
         return
-    online = _digest(workspace.feature_store_yaml.read_text())
+    online = _digest(f"{store.project} {store.config.online_store!r}")  # it may hold a password
     stamp = Stamp.of(workspace, f"online_{view}", version=version_in(served_from(workspace, view), view), store=online)
     if stamp.path.exists() and not stamp.fresh:
         empty(store, view)

@@ -68,9 +68,10 @@ def recommend_request(message: pb.RecommendRequest) -> RecommendRequest:
 
 def feedback_events(message: pb.RecordFeedbackRequest, signer: Signer) -> list[FeedbackEvent]:
     """Raises InvalidRequest with every broken rule of every event."""
-    violations = list(check_event_count(len(message.events)))
+    if violations := list(check_event_count(len(message.events))):
+        raise InvalidRequest(violations)
     events: list[FeedbackEvent] = []
-    for number, one in enumerate(message.events if not violations else ()):
+    for number, one in enumerate(message.events):
         try:
             events.append(_event(f"events[{number}]", one, signer))
         except InvalidRequest as error:

@@ -98,8 +98,7 @@ def served_from(workspace: Workspace, space: str, beside: str | None = None) -> 
 
 def load_matrix(path: Path) -> VectorMatrix:
     """Read one knowledge file. Raises KnowledgeError if it is absent, of no known space, or mixes versions."""
-    if not path.is_file():
-        raise KnowledgeError(f"{path}: no such knowledge file; embed the texts first")
+    _require(path)
     names = pq.read_schema(path).names
     space = next((s for s in columns.SPACES if columns.knowledge(s, columns.VECTOR) in names), None)
     if space is None:
@@ -122,10 +121,14 @@ def load_matrix(path: Path) -> VectorMatrix:
     )
 
 
-def version_in(path: Path, space: str) -> str:
-    """The version of a knowledge file of this space. Raises KnowledgeError if it is absent or mixes versions."""
+def _require(path: Path) -> None:
     if not path.is_file():
         raise KnowledgeError(f"{path}: no such knowledge file; embed the texts first")
+
+
+def version_in(path: Path, space: str) -> str:
+    """The version of a knowledge file of this space. Raises KnowledgeError if it is absent or mixes versions."""
+    _require(path)
     name = columns.knowledge(space, columns.VERSION)
     return one_version(pq.read_table(path, columns=[name])[name], path)
 

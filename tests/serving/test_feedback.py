@@ -163,6 +163,18 @@ def test_a_database_that_is_locked_is_told_and_recovered_from(tmp_path: Path) ->
     assert stored(f"sqlite:///{tmp_path / 'feedback.db'}")[0] == "a0/0"
 
 
+def test_a_database_that_hangs_is_given_up_at_the_end(tmp_path: Path) -> None:
+    log = FeedbackLog(f"sqlite:///{tmp_path / 'feedback.db'}", lock_seconds=60.0)
+    other = sqlite3.connect(tmp_path / "feedback.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(log.record, brought("a", 1))
+        assert not log.close(timeout_s=0.5)
+        other.execute("ROLLBACK")
+        assert waits.result().new == 1
+    assert FeedbackLog(f"sqlite:///{tmp_path / 'feedback.db'}").close()
+
+
 def test_servers_that_start_together_share_a_new_database(tmp_path: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
         for number in range(10):

@@ -163,7 +163,7 @@ def test_a_stream_is_answered_request_by_request_in_order(address, ranking, mome
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and violations(error)
 
 
-def test_streams_leave_workers_for_rankings(address, client, ranking, asker, poi_ids, moment):
+def test_only_so_many_streams_are_open_and_rankings_go_on(address, client, ranking, asker, poi_ids, moment):
     first = pb.RecordFeedbackRequest(events=[one.message() for one in shown(ranking, moment)])
     with grpc.insecure_channel(address) as channel:
         stub = pb_grpc.RecommenderServiceStub(channel)
