@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
 
 HOURS_A_WEEK = 168
+MINUTE_US = 60_000_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def encode(open_hours: np.ndarray) -> str:
@@ -30,7 +33,8 @@ def decode(text: str) -> np.ndarray:
 
 
 def is_open(texts: Sequence[str | None], hour_of_week: np.ndarray) -> np.ndarray:
-    """For n POIs and n local hours of the week (0..167): 1.0 open, 0.0 closed, NaN where hours are unknown."""
+    """For n POIs and n local hours of the week (0..167), or one for all: 1.0 open, 0.0 closed, NaN where hours are
+    unknown."""
     codes, known = pd.factorize(np.array([text or None for text in texts], dtype=object))
     tables = np.array([*(decode(text) for text in known), np.full(HOURS_A_WEEK, np.nan)], dtype=np.float64)
     return tables[codes, hour_of_week]  # code -1, no hours, is the last table
@@ -38,5 +42,14 @@ def is_open(texts: Sequence[str | None], hour_of_week: np.ndarray) -> np.ndarray
 
 def hour_of_week(times_us: np.ndarray, timezone: str) -> np.ndarray:
     """0 (Monday 00:00) .. 167 by the local clock, int64 (n,), of n times in microseconds since the epoch, UTC."""
-    clock = pd.DatetimeIndex(pd.to_datetime(times_us, unit="us", utc=True)).tz_convert(ZoneInfo(timezone))
-    return np.asarray(clock.dayofweek * 24 + clock.hour, dtype=np.int64)
+    # Clocks differ from UTC by whole minutes, so each minute is looked up once.
+    minutes, of_time = np.unique(np.asarray(times_us, dtype=np.int64) // MINUTE_US, return_inverse=True)
+    clocks = local_times(minutes * MINUTE_US, timezone)
+    found = np.array([clock.weekday() * 24 + clock.hour for clock in clocks], dtype=np.int64)
+    return found[of_time.reshape(-1)]
+
+
+def local_times(times_us: Iterable[int], timezone: str) -> list[datetime]:
+    """The local clock at n times in microseconds since the epoch, UTC, without the zone."""
+    zone = ZoneInfo(timezone)
+    return [(EPOCH + timedelta(microseconds=int(us))).astimezone(zone).replace(tzinfo=None) for us in times_us]

@@ -20,7 +20,7 @@ import pandas as pd
 
 from feature_repo import columns
 from feature_repo.datasets.schema import DataError, Schema
-from feature_repo.hours import hour_of_week
+from feature_repo.hours import hour_of_week, local_times
 
 EVENT_TIME_US = "event_time_us"  # microseconds since the epoch, UTC: the moment of the request
 NUMBERS = frozenset({"temperature"})  # request fields that declared features read as numbers; others are words
@@ -157,13 +157,12 @@ def evaluate(inputs: Mapping[str, Sequence[object]], schema: Schema) -> dict[str
     Returns:
         For each feature, under its column name (`scene_daypart`), n values in words or None.
     """
-    times = pd.Series(list(inputs[EVENT_TIME_US]), dtype="int64")
-    clock = pd.to_datetime(times, unit="us", utc=True).dt.tz_convert(schema.timezone).dt.tz_localize(None)
+    times = [int(time) for time in inputs[EVENT_TIME_US]]  # type: ignore[call-overload]
     features = features_of(schema)
     needed = {name for feature in features for name in feature.inputs} & set(inputs)
     known: dict[str, list[object]] = {name: [_plain(v) for v in inputs[name]] for name in needed}
     known[EVENT_TIME_US] = list(times)
-    known[columns.LOCAL_TIME] = [t.to_pydatetime() for t in clock]
+    known[columns.LOCAL_TIME] = list(local_times(times, schema.timezone))
     unknown: list[object] = [None] * len(times)
     values: dict[str, list[str | None]] = {}
     for feature in features:

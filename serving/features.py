@@ -20,10 +20,12 @@ from serving.online import Read, ServiceMismatch, ValueStatus, View, ViewReading
 from serving.request import RequestContext
 from trainers.bundle import Bundle
 from trainers.knowledge import MISSING_ROW, SCENE_SPACE
+from trainers.rows import Rows
 
 # A required field of each entity's description: it is there if and only if the store knows the entity.
 DESCRIPTIONS = {columns.USER_ID: ("user_profile", columns.TEXT), columns.POI_ID: ("poi_profile", columns.NAME)}
 SCENE_VIEW = "scene"
+STATUSES = {int(status): status for status in ValueStatus}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +43,35 @@ class ContextReading:
     """All that does not depend on a POI: one row of the user's, the scenario's and the scene's columns."""
 
     time_us: int
-    table: pa.Table
+    rows: Rows
     user_status: ValueStatus
     scene: tuple[SceneAspect, ...]
     views: tuple[ViewReading, ...]
 
+    @property
+    def table(self) -> pa.Table:
+        """The row as an offline pull would give it."""
+        return self.rows.table()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """n rows as an offline pull would give them, and how much of them was there.
+    """n rows, and how much of them was there.
 
     Attributes:
         names: n display names, None where the POI is unknown.
         poi_statuses: n statuses of the POIs' own description.
     """
 
-    table: pa.Table
+    rows: Rows
     names: tuple[str | None, ...]
     poi_statuses: tuple[ValueStatus, ...]
     views: tuple[ViewReading, ...]
+
+    @property
+    def table(self) -> pa.Table:
+        """The rows as an offline pull would give them."""
+        return self.rows.table()
 
 
 class FeatureReader:
@@ -111,7 +123,7 @@ class FeatureReader:
         values = {name: words[0] for name, words in scenes.evaluate(inputs, self._bundle.schema).items()}
         rows, scene_reads = self._scene_rows(values, time_us)
         place = context.place
-        table = {
+        row = {
             columns.USER_ID: pa.array([context.user_id], pa.string()),
             columns.SCENARIO_ID: pa.array([context.scenario_id], pa.string()),
             scenes.EVENT_TIME_US: pa.array([time_us], pa.int64()),
@@ -123,7 +135,7 @@ class FeatureReader:
         }
         return ContextReading(
             time_us=time_us,
-            table=pa.table(table),
+            rows=Rows(row, 1),
             user_status=_statuses(reads, columns.USER_ID)[0],
             scene=tuple(self._aspect(name, value, rows.get(name, MISSING_ROW)) for name, value in values.items()),
             views=tuple(read.summary() for read in [*reads, *scene_reads]),
@@ -133,18 +145,17 @@ class FeatureReader:
         """The context's row beside the columns of n POIs."""
         n = len(poi_ids)
         time_us = context.time_us
-        keys = {columns.USER_ID: context.table[columns.USER_ID].to_pylist() * n, columns.POI_ID: list(poi_ids)}
+        keys = {columns.USER_ID: context.rows[columns.USER_ID].to_pylist(), columns.POI_ID: list(poi_ids)}
         reads = self._fetch(self._poi_views, keys, time_us)
         stored = _columns_of(reads)
         # An unknown POI has no kind; the empty one has no statistics.
         for key, kind in ((columns.CATEGORY_KEY, columns.CATEGORY), (columns.SPECIALTY_KEY, columns.SPECIALTY)):
             keys[key] = [word or "" for word in stored[kind].to_pylist()]
-        keys[columns.DAYPART_KEY] = scenes.daypart_keys(np.array([time_us]), self._bundle.schema.timezone) * n
+        keys[columns.DAYPART_KEY] = scenes.daypart_keys(np.array([time_us]), self._bundle.schema.timezone)
         reads += self._fetch(self._derived_views, keys, time_us)
-        repeated = {name: context.table[name].take(pa.array([0] * n)) for name in context.table.column_names}
         own = {name: array for name, array in _columns_of(reads).items() if name in self._features}
         return Reading(
-            table=pa.table({columns.POI_ID: pa.array(poi_ids, pa.string()), **repeated, **own}),
+            rows=Rows({columns.POI_ID: pa.array(poi_ids, pa.string()), **context.rows.columns, **own}, n),
             names=tuple(stored[columns.NAME].to_pylist()),
             poi_statuses=_statuses(reads, columns.POI_ID),
             views=context.views + tuple(read.summary() for read in reads),
@@ -166,8 +177,7 @@ class FeatureReader:
         version = self._bundle.manifest.knowledge_versions[space]
         same = pc.equal(read.values[columns.knowledge(space, columns.VERSION)], version)
         within = pc.less(read.values[row], len(self._bundle.matrices[space].matrix))
-        usable = pc.fill_null(pc.and_(same, within), False).to_numpy(zero_copy_only=False)
-        read.blank(row, ~usable & (read.status(row) == ValueStatus.PRESENT))
+        read.keep(row, pc.and_(same, within))
 
     def _scene_rows(self, values: Mapping[str, str | None], time_us: int) -> tuple[dict[str, int], list[Read]]:
         """The matrix row of each scene value; nothing where the bundle reads no scene vectors."""
@@ -219,4 +229,4 @@ def _statuses(reads: Iterable[Read], key: str) -> tuple[ValueStatus, ...]:
     """Per row, whether the description of the entity with this key is there."""
     view, feature = DESCRIPTIONS[key]
     read = next(read for read in reads if read.view.name == view)
-    return tuple(ValueStatus(int(status)) for status in read.status(feature))
+    return tuple(STATUSES[status] for status in read.status(feature).tolist())

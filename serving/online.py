@@ -60,29 +60,43 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """One view's answer: arrays with nulls for what is missing, statuses (features, n), event times (n,)."""
+    """One view's answer for n entities.
+
+    Attributes:
+        values: feature -> n values, null where missing or stale.
+        stale: bool (n,), which rows have outlived the view's time to live.
+        times_us: int64 (n,), event times; 0 where nothing was found.
+    """
 
     view: View
     values: dict[str, pa.Array]
-    statuses: np.ndarray
+    stale: np.ndarray
     times_us: np.ndarray
 
     def status(self, feature: str) -> np.ndarray:
-        return self.statuses[list(self.view.types).index(feature)]
+        """`ValueStatus` of n values: all of a row that is too old is stale, whether it had a value or not."""
+        missing = self.values[feature].is_null().to_numpy(zero_copy_only=False)
+        return np.where(self.stale, ValueStatus.STALE, np.where(missing, ValueStatus.MISSING, ValueStatus.PRESENT))
 
-    def blank(self, feature: str, bad: np.ndarray) -> None:
-        """Turn values of one feature into missing ones."""
-        self.status(feature)[bad] = ValueStatus.MISSING
-        self.values[feature] = pc.if_else(pa.array(bad), None, self.values[feature])
+    def keep(self, feature: str, good: pa.Array) -> None:
+        """Turn values of one feature into missing ones, but where `good`, n booleans, is true."""
+        self.values[feature] = pc.if_else(good, self.values[feature], None)
 
     def summary(self) -> ViewReading:
-        counts = {s: int((self.statuses == s).sum()) for s in ValueStatus}
-        used = self.times_us[(self.statuses == ValueStatus.PRESENT).any(axis=0)]
+        n, arrays = len(self.times_us), self.values.values()
+        stale = int(self.stale.sum()) * len(self.values)
+        absent = sum(array.null_count for array in arrays)
+        used = self.times_us
+        if absent and all(array.null_count for array in arrays):
+            some = np.zeros(n, dtype=bool)
+            for array in arrays:
+                some |= array.is_valid().to_numpy(zero_copy_only=False)
+            used = used[some]
         return ViewReading(
             view=self.view.name,
-            present=counts[ValueStatus.PRESENT],
-            missing=counts[ValueStatus.MISSING],
-            stale=counts[ValueStatus.STALE],
+            present=n * len(self.values) - absent,
+            missing=absent - stale,
+            stale=stale,
             oldest_us=int(used.min()) if len(used) else None,
             newest_us=int(used.max()) if len(used) else None,
         )
@@ -110,7 +124,11 @@ def open_view(store: FeatureStore, name: str, features: Sequence[str]) -> View:
 
 
 def fetch(store: FeatureStore, views: Sequence[View], keys: Mapping[str, list[str]], time_us: int) -> list[Read]:
-    """Read several views in one call, as of `time_us`; `keys`: n values of every key that one of the views has."""
+    """Read several views in one call, as of `time_us`.
+
+    Args:
+        keys: n values of every key that one of the views has, or one that all entities share.
+    """
     if not views:
         return []
     packed = _packed(store)
@@ -119,9 +137,10 @@ def fetch(store: FeatureStore, views: Sequence[View], keys: Mapping[str, list[st
         answers = packed.read(store.config, asked, time_us)
         return [_of_columns(view, columns) for view, columns in zip(views, answers, strict=True)]
     needed = frozenset[str]().union(*(view.keys for view in views))
+    n = max(len(keys[name]) for name in needed)
     response = store.get_online_features(
         features=[f"{view.name}:{feature}" for view in views for feature in view.types],
-        entity_rows={name: values for name, values in keys.items() if name in needed},
+        entity_rows={name: keys[name] * (n // len(keys[name])) for name in needed},
     )
     values = response.to_dict()
     vectors = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
@@ -134,23 +153,15 @@ def _packed(store: FeatureStore) -> PackedOnlineStore | None:
 
 
 def _of_columns(view: View, columns: Columns) -> Read:
-    nulls = (columns.values[feature].is_null().to_numpy(zero_copy_only=False) for feature in view.types)
-    statuses = np.stack([_statuses(null, columns.stale) for null in nulls])
-    return Read(view=view, values=dict(columns.values), statuses=statuses, times_us=columns.times_us)
+    return Read(view=view, values=dict(columns.values), stale=columns.stale, times_us=columns.times_us)
 
 
 def _of_protobufs(view: View, values: Mapping[str, list[Any]], vector: Any, time_us: int) -> Read:
     """One view of a response with its time to live applied: expired after `ttl`, not at it, as offline."""
     times_us = np.array([t.seconds * 1_000_000 + t.nanos // 1000 for t in vector.event_timestamps], dtype=np.int64)
     expired = (times_us != 0) & (times_us < time_us - view.ttl_us) & (view.ttl_us > 0)
-    arrays, statuses = {}, []
-    for feature, dtype in view.types.items():
-        array = pa.array(values[feature], dtype)
-        statuses.append(_statuses(array.is_null().to_numpy(zero_copy_only=False), expired))
-        arrays[feature] = pc.if_else(pa.array(expired), pa.scalar(None, dtype), array)
-    return Read(view=view, values=arrays, statuses=np.stack(statuses), times_us=times_us)
-
-
-def _statuses(null: np.ndarray, stale: np.ndarray) -> np.ndarray:
-    """Of one feature, (n,): all of a row that is too old is stale, whether it had a value or not."""
-    return np.where(stale, ValueStatus.STALE, np.where(null, ValueStatus.MISSING, ValueStatus.PRESENT))
+    arrays = {
+        feature: pc.if_else(pa.array(expired), pa.scalar(None, dtype), pa.array(values[feature], dtype))
+        for feature, dtype in view.types.items()
+    }
+    return Read(view=view, values=arrays, stale=expired, times_us=times_us)

@@ -142,7 +142,7 @@ class Pipeline:
         reading = self._reader.read_pois(context, poi_ids)
         if self._served is not None:
             self._served.answered(request.context, reading.table)
-        scored = self._scorer.score(reading.table)
+        scored = self._scorer.score(reading.rows)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
         best = order(scores, reading.poi_statuses)[:limit]
         return Ranking(
@@ -153,7 +153,7 @@ class Pipeline:
             distance_km=_distances(reading)[best],
             poi_statuses=tuple(reading.poi_statuses[i] for i in best),
             names=tuple(reading.names[i] for i in best),
-            categories=tuple(reading.table[columns.CATEGORY].take(pa.array(best)).to_pylist()),
+            categories=tuple(reading.rows[columns.CATEGORY].take(pa.array(best)).to_pylist()),
             user_status=context.user_status,
             scene=context.scene,
             views=tuple(sorted(reading.views, key=lambda v: v.view)),
@@ -192,7 +192,7 @@ def _check_index(retriever: Retriever, bundle: Bundle) -> None:
 def _distances(reading: Reading) -> np.ndarray:
     """Kilometres between the user and each POI, NaN where unknown."""
     places = (columns.LATITUDE, columns.LONGITUDE, columns.POI_LATITUDE, columns.POI_LONGITUDE)
-    degrees = (pc.fill_null(reading.table[name], float("nan")).to_numpy() for name in places)
+    degrees = (pc.fill_null(reading.rows[name], float("nan")).to_numpy() for name in places)
     return geo.distance_km(*degrees)
 
 

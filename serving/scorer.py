@@ -10,6 +10,7 @@ import torch
 
 from trainers.batch import Batch
 from trainers.bundle import Bundle
+from trainers.rows import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Scorer:
         self.bundle = bundle
         bundle.ranker.eval()
 
-    def score(self, table: pa.Table) -> Probabilities:
+    def score(self, table: pa.Table | Rows) -> Probabilities:
         """Score n rows of an online read (or of a pull: the columns are the same)."""
         batch = Batch.from_arrow(table, self.bundle.encoding)
         with torch.inference_mode():

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from feature_repo import columns
 from feature_repo.scenes import EVENT_TIME_US
-from trainers.encoding import Encoding, derive_numbers, log_hours, recent_clicks
+from trainers.encoding import Encoding, derive_numbers, log_hours, recent_clicks, standardised
+from trainers.rows import Rows
 
 # What is learned from, not known: absent from a request that is to be answered.
 OUTCOMES = ("click_B", "order_B", "request_B", "log_q_B")
@@ -58,73 +59,83 @@ class Batch:
         return replace(self, **{name: v.to(device) for name, v in moved.items() if v is not None})
 
     @staticmethod
-    def from_arrow(table: pa.Table, encoding: Encoding) -> Batch:
+    def from_arrow(table: pa.Table | Rows, encoding: Encoding) -> Batch:
         """Encode n rows of a pull or of an online read; the labels are taken where the table has them.
 
         Raises KeyError for a column that the encoding needs and the table lacks.
         """
-        categorical = [encoding.vocabularies[name].ids(table[name]) for name in encoding.categorical_columns]
-        numbers = derive_numbers(table, encoding.timezone, encoding.rates, encoding.near_km)
-        numeric = [scaler.scale(numbers[name]) for name, scaler in encoding.scalers.items()]
-        recent_poi, recent_age = _recent(table, encoding)
-        scene_of_row, scene_id, scene_row = _scenes(table, encoding)
-        labels = [table[n].to_numpy().astype(np.float32) if n in table.column_names else None for n in columns.LABELS]
-        text_rows = [_matrix_rows(table, columns.knowledge(space, columns.ROW)) for space in encoding.text_spaces]
+        rows = Rows.of(table)
+        n = len(rows)
+        categorical = [encoding.vocabularies[name].ids(rows[name]) for name in encoding.categorical_columns]
+        numbers = derive_numbers(rows, encoding.timezone, encoding.rates, encoding.near_km)
+        recent_poi, recent_age = _recent(rows, encoding)
+        scene_of_row, scene_id, scene_row = _scenes(rows, encoding)
+        labels = [rows[m].to_numpy().astype(np.float32) if m in rows.columns else None for m in columns.LABELS]
+        text_rows = [_matrix_rows(rows, columns.knowledge(space, columns.ROW)) for space in encoding.text_spaces]
         return Batch(
-            categorical_BF=torch.from_numpy(np.stack(categorical, axis=1)),
-            numeric_BD=torch.from_numpy(np.stack(numeric, axis=1)),
+            categorical_BF=torch.from_numpy(_beside(categorical, n)),
+            numeric_BD=torch.from_numpy(standardised(numbers, encoding.scalers, n)),
             recent_poi_BN=torch.from_numpy(recent_poi),
             recent_age_BN=torch.from_numpy(recent_age),
-            text_row_BK=torch.from_numpy(_stack(text_rows, len(table))),
+            text_row_BK=torch.from_numpy(_beside(text_rows, n)),
             scene_of_row_B=torch.from_numpy(scene_of_row),
             scene_id_US=torch.from_numpy(scene_id),
             scene_row_US=torch.from_numpy(scene_row),
             click_B=None if labels[0] is None else torch.from_numpy(labels[0]),
             order_B=None if labels[1] is None else torch.from_numpy(labels[1]),
-            **_lists(table),
+            **_lists(rows),
         )
 
 
-def _lists(table: pa.Table) -> dict[str, Tensor]:
+def _lists(rows: Rows) -> dict[str, Tensor]:
     """Which rows are one request's, and log q of each (0 where nothing is said), where the table has requests."""
-    if columns.REQUEST_ID not in table.column_names:
+    if columns.REQUEST_ID not in rows.columns:
         return {}
-    request = table[columns.REQUEST_ID].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    q = np.ones(len(table))
-    if columns.PROPENSITY in table.column_names:
-        q = pc.fill_null(table[columns.PROPENSITY].cast(pa.float64()), 1.0).to_numpy()
+    request = rows[columns.REQUEST_ID].dictionary_encode().indices.to_numpy().astype(np.int64)
+    q = np.ones(len(rows))
+    if columns.PROPENSITY in rows.columns:
+        q = pc.fill_null(rows[columns.PROPENSITY].cast(pa.float64()), 1.0).to_numpy()
     return {"request_B": torch.from_numpy(request), "log_q_B": torch.from_numpy(np.log(q).astype(np.float32))}
 
 
-def _recent(table: pa.Table, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+def _recent(rows: Rows, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
     """Ids and log ages, (B, N) each, of the lists of recent POIs, cut or padded to `columns.RECENT_LENGTH`."""
-    shape = (len(table), columns.RECENT_LENGTH)
-    ids, ages = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
-    row, pois, times = recent_clicks(table)
-    first = np.searchsorted(row, np.arange(len(table)))
+    event_us = rows[EVENT_TIME_US].to_numpy()
+    lists = max(len(rows[columns.RECENT_POIS]), len(event_us))
+    row, pois, times = recent_clicks(rows, spread=lists > 1)
+    ids = np.zeros((lists, columns.RECENT_LENGTH), dtype=np.int64)
+    ages = np.zeros((lists, columns.RECENT_LENGTH), dtype=np.float32)
+    first = np.searchsorted(row, np.arange(lists))
     slot = np.arange(len(row)) - first[row]
     kept = slot < columns.RECENT_LENGTH
-    age_us = table[EVENT_TIME_US].to_numpy()[row] - times
+    age_us = np.broadcast_to(event_us, lists)[row] - times
     ids[row[kept], slot[kept]] = encoding.vocabularies[columns.POI_ID].ids(pois)[kept]
     ages[row[kept], slot[kept]] = log_hours(age_us.astype(np.float64)).astype(np.float32)[kept]
-    return ids, ages
+    shape = (len(rows), columns.RECENT_LENGTH)
+    return np.broadcast_to(ids, shape).copy(), np.broadcast_to(ages, shape).copy()
 
 
-def _scenes(table: pa.Table, encoding: Encoding) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scenes(rows: Rows, encoding: Encoding) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which scene each row has (B,), and ids and matrix rows (U, S) of the distinct scenes, in sorted order."""
     names = encoding.scene_features
-    ids = [encoding.vocabularies[columns.scene(name)].ids(table[columns.scene(name)]) for name in names]
-    rows = [_matrix_rows(table, columns.scene_row(name)) for name in names]
-    both = np.concatenate([_stack(ids, len(table)), _stack(rows, len(table))], axis=1)
+    ids = [encoding.vocabularies[columns.scene(name)].ids(rows[columns.scene(name)]) for name in names]
+    matrix_rows = [_matrix_rows(rows, columns.scene_row(name)) for name in names]
+    given = max((len(column) for column in ids + matrix_rows), default=len(rows))  # one, where all share their scene
+    both = np.concatenate([_beside(ids, given), _beside(matrix_rows, given)], axis=1)
     distinct, scene_of_row = np.unique(both, axis=0, return_inverse=True)
-    return scene_of_row.reshape(-1).astype(np.int64), distinct[:, : len(names)].copy(), distinct[:, len(names) :].copy()
+    of_row = np.broadcast_to(scene_of_row.reshape(-1), len(rows)).astype(np.int64)
+    return of_row, distinct[:, : len(names)].copy(), distinct[:, len(names) :].copy()
 
 
-def _matrix_rows(table: pa.Table, name: str) -> np.ndarray:
-    if name not in table.column_names:
-        return np.zeros(len(table), dtype=np.int64)
-    return pc.fill_null(table[name].cast(pa.int64()), 0).to_numpy()
+def _matrix_rows(rows: Rows, name: str) -> np.ndarray:
+    if name not in rows.columns:
+        return np.zeros(1, dtype=np.int64)
+    return pc.fill_null(rows[name].cast(pa.int64()), 0).to_numpy()
 
 
-def _stack(vectors: list[np.ndarray], rows: int) -> np.ndarray:
-    return np.stack(vectors, axis=1) if vectors else np.zeros((rows, 0), dtype=np.int64)
+def _beside(vectors: list[np.ndarray], n: int) -> np.ndarray:
+    """int64 (n, k), of k columns of n ids, or of one that all rows share."""
+    joined = np.empty((n, len(vectors)), dtype=np.int64)
+    for at, vector in enumerate(vectors):
+        joined[:, at] = vector
+    return joined

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from feature_repo import columns, geo, hours
 from feature_repo.datasets.schema import Schema
 from feature_repo.scenes import EVENT_TIME_US, features_of
+from trainers.rows import Rows
 
 UNKNOWN = 0  # the id of a value that is missing or was not seen in training
 # The numbers made of one owner's counts in one window.
@@ -56,14 +57,10 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Scaler:
-    """Mean and standard deviation of one number; a missing value becomes 0, the mean."""
+    """Mean and standard deviation of one number."""
 
     mean: float
     std: float
-
-    def scale(self, values: np.ndarray) -> np.ndarray:
-        """float64 (n,) -> float32 (n,) with mean 0 and deviation 1 on the training part."""
-        return np.nan_to_num((values - self.mean) / self.std, nan=0.0).astype(np.float32)
 
     @staticmethod
     def fit(values: np.ndarray) -> Scaler:
@@ -158,37 +155,74 @@ class Encoding:
         )
 
 
+def standardised(numbers: Mapping[str, np.ndarray], scalers: Mapping[str, Scaler], n: int) -> np.ndarray:
+    """float32 (n, D): one column a scaler, with mean 0 and deviation 1 on the training part; what is missing is 0, the
+    mean.
+
+    Args:
+        numbers: under each scaler's name n values, or one that all rows share.
+    """
+    raw = np.empty((len(scalers), n))
+    for at, name in enumerate(scalers):
+        raw[at] = numbers[name]
+    raw -= np.array([[scaler.mean] for scaler in scalers.values()]).reshape(-1, 1)
+    raw /= np.array([[scaler.std] for scaler in scalers.values()]).reshape(-1, 1)
+    return np.ascontiguousarray(np.nan_to_num(raw, copy=False, nan=0.0).T, dtype=np.float32)
+
+
 def derive_numbers(
-    table: pa.Table, timezone: str, rates: tuple[float, float], near_km: float = 1.0
+    table: pa.Table | Rows, timezone: str, rates: tuple[float, float], near_km: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """Every number that a ranker reads, float64 (n,) each, NaN where unknown: log counts, smoothed rates, distance,
-    openness, hours since the user's last click and order, and how recently this POI was clicked."""
-    numbers: dict[str, np.ndarray] = {}
-    for owner, days in kept_statistics(table.column_names, columns.COUNTS):
-        shown, clicked, ordered = (_number(table, columns.statistic(owner, c, days)) for c in columns.COUNTS)
-        shown, clicked, ordered = (np.nan_to_num(v, nan=0.0) for v in (shown, clicked, ordered))
-        numbers[f"{owner}_log_impressions_{days}d"] = np.log1p(shown)
-        numbers[f"{owner}_log_clicks_{days}d"] = np.log1p(clicked)
-        numbers[f"{owner}_click_rate_{days}d"] = _smoothed(clicked, shown, rates[0])
-        numbers[f"{owner}_order_rate_{days}d"] = _smoothed(ordered, clicked, rates[1])
+    """Every number that a ranker reads, NaN where unknown: log counts, smoothed rates, distance, openness, hours since
+    the user's last click and order, and how recently this POI was clicked.
+
+    float64 (n,) each, or (1,) where it is made of columns that all rows share.
+    """
+    rows = Rows.of(table)
+    numbers = _count_numbers(rows, rates)
     places = (columns.LATITUDE, columns.LONGITUDE, columns.POI_LATITUDE, columns.POI_LONGITUDE)
-    numbers["log_distance_km"] = np.log1p(geo.distance_km(*(_number(table, name) for name in places)) / near_km)
-    times_us = table[EVENT_TIME_US].to_numpy()
-    numbers["open_now"] = hours.is_open(table[columns.OPEN_HOURS].to_pylist(), hours.hour_of_week(times_us, timezone))
-    numbers["log_hours_since_order"] = log_hours(times_us - _number(table, columns.LAST_ORDER_TIME))
-    numbers["log_hours_since_poi"] = _log_hours_since_poi(table, times_us)
-    if columns.LIKE_MINDED in table.column_names:
-        score = np.nan_to_num(_number(table, columns.LIKE_MINDED), nan=0.0)
+    numbers["log_distance_km"] = np.log1p(geo.distance_km(*(_number(rows, name) for name in places)) / near_km)
+    times_us = rows[EVENT_TIME_US].to_numpy()
+    numbers["open_now"] = hours.is_open(rows[columns.OPEN_HOURS].to_pylist(), hours.hour_of_week(times_us, timezone))
+    numbers["log_hours_since_order"] = log_hours(times_us - _number(rows, columns.LAST_ORDER_TIME))
+    numbers["log_hours_since_poi"] = _log_hours_since_poi(rows, times_us)
+    if columns.LIKE_MINDED in rows.columns:
+        score = np.nan_to_num(_number(rows, columns.LIKE_MINDED), nan=0.0)
         numbers["log_like_minded"] = np.log1p(score / LIKE_MINDED_UNIT)
     return numbers
 
 
+def _count_numbers(rows: Rows, rates: tuple[float, float]) -> dict[str, np.ndarray]:
+    """`COUNT_NUMBERS` of every owner and window that the rows have: all that have as many values in one go."""
+    kept = kept_statistics(rows.column_names, columns.COUNTS)
+    counts = [[_number(rows, columns.statistic(owner, c, days)) for c in columns.COUNTS] for owner, days in kept]
+    numbers: dict[str, np.ndarray] = {}
+    for size in {len(shown) for shown, *_ in counts}:
+        of_size = [at for at, (shown, *_) in enumerate(counts) if len(shown) == size]
+        shown, clicked, ordered = np.nan_to_num(np.array([counts[at] for at in of_size]), nan=0.0).swapaxes(0, 1)
+        made = (
+            np.log1p(shown),
+            np.log1p(clicked),
+            _smoothed(clicked, shown, rates[0]),
+            _smoothed(ordered, clicked, rates[1]),
+        )
+        for name, values in zip(COUNT_NUMBERS, made, strict=True):
+            numbers |= {f"{kept[at][0]}_{name}_{kept[at][1]}d": row for at, row in zip(of_size, values, strict=True)}
+    order = [f"{owner}_{name}_{days}d" for owner, days in kept for name in COUNT_NUMBERS]
+    return {name: numbers[name] for name in order}
+
+
 def kept_statistics(names: Iterable[str], numbers: Iterable[str]) -> list[tuple[str, int]]:
     """Owner and window in days of all statistics of which one of `numbers` is among the names."""
+    return list(_kept_statistics(tuple(names), tuple(numbers)))
+
+
+@lru_cache(maxsize=64)  # every request asks about the same names
+def _kept_statistics(names: tuple[str, ...], numbers: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
     owners = list(columns.STATISTICS)
     pattern = re.compile(rf"({'|'.join(owners)})_(?:{'|'.join(numbers)})_(\d+)d")
     found = {(m[1], int(m[2])) for name in names if (m := pattern.fullmatch(name))}
-    return sorted(found, key=lambda kept: (owners.index(kept[0]), kept[1]))
+    return tuple(sorted(found, key=lambda kept: (owners.index(kept[0]), kept[1])))
 
 
 def log_hours(microseconds: np.ndarray) -> np.ndarray:
@@ -196,27 +230,36 @@ def log_hours(microseconds: np.ndarray) -> np.ndarray:
     return np.log1p(np.maximum(microseconds, 0.0) / 3.6e9)
 
 
-def _number(table: pa.Table, name: str) -> np.ndarray:
-    return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+def _number(rows: Rows, name: str) -> np.ndarray:
+    return rows[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def _smoothed(events: np.ndarray, trials: np.ndarray, prior: float) -> np.ndarray:
     return (events + RATE_PRIOR_COUNT * prior) / (trials + RATE_PRIOR_COUNT)
 
 
-def _log_hours_since_poi(table: pa.Table, times_us: np.ndarray) -> np.ndarray:
+def _log_hours_since_poi(rows: Rows, times_us: np.ndarray) -> np.ndarray:
     """log hours since this user last clicked this POI; NaN where it is not among the recent ones."""
-    row, pois, times = recent_clicks(table)
-    same = pc.equal(pois, table[columns.POI_ID].combine_chunks().take(pa.array(row)))
+    row, pois, times = recent_clicks(rows, spread=True)
+    same = pc.equal(pois, rows.spread(columns.POI_ID).take(pa.array(row)))
     hits = np.flatnonzero(pc.fill_null(same, False).to_numpy(zero_copy_only=False))[::-1]
-    last = np.full(len(table), np.nan)
+    last = np.full(len(rows), np.nan)
     last[row[hits]] = times[hits]  # backwards, so that the newest click of a row is written last
     return log_hours(times_us - last)
 
 
-def recent_clicks(table: pa.Table) -> tuple[np.ndarray, pa.Array, np.ndarray]:
-    """The recent clicks of all n rows' users in one list, newest first in each row: row, POI, time in us, (k,) each."""
-    pois, times = (table[name].combine_chunks() for name in (columns.RECENT_POIS, columns.RECENT_TIMES))
+def recent_clicks(rows: Rows, *, spread: bool = False) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+    """The recent clicks of all rows' users in one list, newest first in each row: row, POI, time in us, (k,) each.
+
+    Args:
+        spread: whether a list that all rows share stands once for each of them, or once.
+    """
+    pois, times = rows[columns.RECENT_POIS], rows[columns.RECENT_TIMES]
     lengths = pc.fill_null(pc.list_value_length(pois), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    row = np.repeat(np.arange(len(table)), lengths)
-    return row, pc.list_flatten(pois).cast(pa.string()), pc.list_flatten(times).cast(pa.int64()).to_numpy()
+    row = np.repeat(np.arange(len(pois)), lengths)
+    flat, flat_us = pc.list_flatten(pois).cast(pa.string()), pc.list_flatten(times).cast(pa.int64()).to_numpy()
+    if not spread or len(pois) == len(rows):
+        return row, flat, flat_us
+    n, k = len(rows), len(flat)
+    again = np.tile(np.arange(k), n)
+    return np.repeat(np.arange(n), k), flat.take(pa.array(again)), flat_us[again]

@@ -40,7 +40,7 @@ class EntityKeys:
         return cls({field.name: field.dtype for field in view.entity_columns})
 
     def of(self, values: Mapping[str, Sequence[Any]]) -> list[bytes]:
-        """The keys of n entities, given n values of each join key.
+        """The keys of n entities, given n values of each join key, or one that all of them share.
 
         Raises ValueError for a join key that is absent, or a value that is not of its type.
         """
@@ -51,7 +51,8 @@ class EntityKeys:
         prefix = self._prefix
         if len(parts) == 1:
             return [prefix + part for part in parts[0]]
-        return [prefix + b"".join(row) for row in zip(*parts, strict=True)]
+        n = max(map(len, parts))
+        return [prefix + b"".join(row) for row in zip(*(p * n if len(p) == 1 else p for p in parts), strict=True)]
 
     @cached_property
     def _prefix(self) -> bytes:

@@ -142,7 +142,7 @@ class PackedOnlineStore(OnlineStore):
         """Several views at once, as of a moment (microseconds UTC).
 
         Args:
-            asked: a plan, and for every join key of its view the values of n entities.
+            asked: a plan, and for every join key of its view the values of n entities, or one that all share.
         """
         made: dict[Any, list[bytes]] = {}  # views of the same entities have the same keys
         keyed = []

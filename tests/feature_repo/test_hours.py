@@ -1,5 +1,8 @@
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from feature_repo import hours
 
@@ -30,3 +33,16 @@ def test_the_hour_of_the_week_follows_the_local_clock_through_daylight_saving():
     before = np.datetime64("2015-03-29T00:59:59", "us").astype(np.int64)
     after = np.datetime64("2015-03-29T01:00:00", "us").astype(np.int64)
     assert hours.hour_of_week(np.array([before, after]), "Europe/Helsinki").tolist() == [6 * 24 + 2, 6 * 24 + 4]
+
+
+ZONES = ("UTC", "Europe/Helsinki", "Asia/Kathmandu", "Australia/Lord_Howe", "America/St_Johns", "Asia/Shanghai")
+
+
+@given(st.lists(st.integers(0, 4_000_000_000_000_000), max_size=20), st.sampled_from(ZONES))
+def test_the_local_clock_is_that_of_pandas(times, zone):
+    clock = pd.to_datetime(pd.Series(times, dtype="int64"), unit="us", utc=True).dt.tz_convert(zone)
+    assert (
+        hours.hour_of_week(np.array(times, dtype=np.int64), zone).tolist()
+        == (clock.dt.dayofweek * 24 + clock.dt.hour).tolist()
+    )
+    assert hours.local_times(times, zone) == [time.to_pydatetime() for time in clock.dt.tz_localize(None)]

@@ -77,6 +77,18 @@ def test_rows_read_together_are_the_rows_read_alone(reader, poi_ids, moment):
     assert together.combine_chunks().equals(alone.combine_chunks())
 
 
+@pytest.mark.parametrize("user_id", ["u3", "nobody"])
+def test_what_rows_share_is_encoded_once_and_to_the_same_bits(reader, pipeline, poi_ids, moment, user_id):
+    rows = read(reader, user_id, ["nowhere", *poi_ids[:9]], moment).rows
+    assert len(rows.columns["scene_daypart"]) == 1 and len(rows.columns[columns.CATEGORY]) == len(rows) == 10
+    shared = Batch.from_arrow(rows, pipeline.bundle.encoding)
+    spread = Batch.from_arrow(rows.table(), pipeline.bundle.encoding)
+    assert len(shared) == len(spread) == 10
+    for f in fields(Batch):
+        ours, theirs = getattr(shared, f.name), getattr(spread, f.name)
+        assert ours is theirs is None or (torch.equal(ours, theirs) and ours.dtype == theirs.dtype), f.name
+
+
 def test_a_value_holds_to_the_end_of_its_time_to_live_and_not_longer(store, reader, poi_ids, moment):
     clicked = {
         columns.RECENT_POIS: ["p1"],

@@ -10,7 +10,7 @@ from feature_repo import columns
 from feature_repo.datasets.schema import Schema
 from feature_repo.hours import hour_of_week
 from feature_repo.scenes import EVENT_TIME_US
-from trainers.encoding import RATE_PRIOR_COUNT, Encoding, Scaler, Vocabulary, derive_numbers, log_hours
+from trainers.encoding import RATE_PRIOR_COUNT, Encoding, Scaler, Vocabulary, derive_numbers, log_hours, standardised
 
 
 def test_vocabulary_is_alphabetical_and_zero_is_unknown() -> None:
@@ -23,9 +23,10 @@ def test_vocabulary_is_alphabetical_and_zero_is_unknown() -> None:
 def test_scaler_puts_missing_at_the_mean() -> None:
     scaler = Scaler.fit(np.array([1.0, 3.0, np.nan]))
     assert scaler == Scaler(2.0, 1.0)
-    assert scaler.scale(np.array([4.0, np.nan])).tolist() == [2.0, 0.0]
-    assert Scaler.fit(np.array([5.0, 5.0])).scale(np.array([5.0])).tolist() == [0.0]
     assert Scaler.fit(np.array([np.nan])) == Scaler(0.0, 1.0)
+    scalers = {"varies": scaler, "constant": Scaler.fit(np.array([5.0, 5.0])), "shared": Scaler(1.0, 2.0)}
+    numbers = {"varies": np.array([4.0, np.nan]), "constant": np.array([5.0, 5.0]), "shared": np.array([9.0])}
+    assert standardised(numbers, scalers, 2).tolist() == [[2.0, 0.0, 4.0], [0.0, 0.0, 4.0]]
 
 
 def test_json_keeps_every_bit(pull: pa.Table, pull_schema: Schema) -> None:
