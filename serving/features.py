@@ -16,7 +16,8 @@ from feast import FeatureStore
 from feature_repo import columns, scenes
 from feature_repo.datasets.schema import Schema
 from feature_repo.store import view_of
-from serving.online import Read, ServiceMismatch, ValueStatus, View, ViewReading, fetch, open_view
+from serving.online import Read, ServiceMismatch, ValueStatus, View, ViewReading, absent, fetch, open_view
+from serving.poi_cache import PoiCache
 from serving.request import RequestContext
 from trainers.bundle import Bundle
 from trainers.knowledge import MISSING_ROW, SCENE_SPACE
@@ -40,13 +41,18 @@ class SceneAspect:
 
 @dataclass(frozen=True, kw_only=True)
 class ContextReading:
-    """All that does not depend on a POI: one row of the user's, the scenario's and the scene's columns."""
+    """All that does not depend on a POI: one row of the user's, the scenario's and the scene's columns.
+
+    Attributes:
+        unread: names of views that were not asked for.
+    """
 
     time_us: int
     rows: Rows
     user_status: ValueStatus
     scene: tuple[SceneAspect, ...]
     views: tuple[ViewReading, ...]
+    unread: tuple[str, ...]
 
     @property
     def table(self) -> pa.Table:
@@ -61,12 +67,14 @@ class Reading:
     Attributes:
         names: n display names, None where the POI is unknown.
         poi_statuses: n statuses of the POIs' own description.
+        unread: names of views that were not asked for.
     """
 
     rows: Rows
     names: tuple[str | None, ...]
     poi_statuses: tuple[ValueStatus, ...]
     views: tuple[ViewReading, ...]
+    unread: tuple[str, ...]
 
     @property
     def table(self) -> pa.Table:
@@ -77,11 +85,13 @@ class Reading:
 class FeatureReader:
     """Reads what one bundle needs from the online store, in at most four calls a request.
 
+    Args:
+        poi_age_s: how old values of POIs may be that are kept in this process (`serving.poi_cache`); 0: none are kept.
     Raises ServiceMismatch if the store lacks a view or feature of the bundle, or if the code computes one of its scene
     features differently than at training.
     """
 
-    def __init__(self, store: FeatureStore, bundle: Bundle) -> None:
+    def __init__(self, store: FeatureStore, bundle: Bundle, *, poi_age_s: float = 0.0) -> None:
         self._store = store
         self._bundle = bundle
         check_scenes(bundle.manifest.scene_fingerprints, bundle.schema, f"bundle {bundle.manifest.version}")
@@ -100,6 +110,12 @@ class FeatureReader:
         self._context_views = [v for v in views if v.keys <= {columns.USER_ID, columns.SCENARIO_ID}]
         self._derived_views = [v for v in views if v.keys & derived]
         self._poi_views = [v for v in views if v not in self._context_views and v not in self._derived_views]
+        self._pois = None
+        if poi_age_s:
+            own = [v for v in self._poi_views if v.keys == {columns.POI_ID}]
+            self._poi_views = [v for v in self._poi_views if v not in own]
+            known = bundle.encoding.vocabularies[columns.POI_ID].values
+            self._pois = PoiCache(own, self._fetch_pois, poi_age_s, first=known)
         self._scene_view = None
         if SCENE_SPACE in pinned:
             fields = [columns.knowledge(SCENE_SPACE, name) for name in (columns.ROW, columns.VERSION)]
@@ -109,19 +125,40 @@ class FeatureReader:
     def views(self) -> tuple[str, ...]:
         """The names of the views that it reads."""
         scene = [self._scene_view] if self._scene_view else []
-        found = [*self._context_views, *self._derived_views, *self._poi_views, *scene]
+        own = self._pois.views if self._pois else ()
+        found = [*self._context_views, *self._derived_views, *self._poi_views, *own, *scene]
         return tuple(dict.fromkeys(view.name for view in found))
 
-    def read_context(self, context: RequestContext, time_us: int) -> ContextReading:
-        """The user's, scenario's and scene's columns, one row, as of `time_us`."""
+    def start(self) -> None:
+        """Keep values of POIs fresh in the background, where they are kept."""
+        if self._pois is not None:
+            self._pois.start()
+
+    def close(self) -> None:
+        """End what runs in the background."""
+        if self._pois is not None:
+            self._pois.close()
+
+    def read_context(
+        self, context: RequestContext, time_us: int, *, reach: bool = True, scene: bool = True
+    ) -> ContextReading:
+        """The user's, scenario's and scene's columns, one row, as of `time_us`.
+
+        Args:
+            reach: whether the store is asked; without, its values are missing.
+            scene: whether the vectors of the scene's values are looked up.
+        Raises:
+            StoreUnavailable: it does not answer.
+        """
         keys = {columns.USER_ID: [context.user_id], columns.SCENARIO_ID: [context.scenario_id]}
-        reads = self._fetch(self._context_views, keys, time_us)
+        reads = self._read(self._context_views, keys, time_us, reach)
         stored = _columns_of(reads)
         inputs: dict[str, list[object]] = {scenes.EVENT_TIME_US: [time_us]}
         inputs |= {name: stored[name].to_pylist() for name in scenes.STORED_INPUTS if name in stored}
         inputs |= {name: [value] for name, value in context.scene_inputs.items()}
         values = {name: words[0] for name, words in scenes.evaluate(inputs, self._bundle.schema).items()}
-        rows, scene_reads = self._scene_rows(values, time_us)
+        rows, scene_reads = self._scene_rows(values, time_us, reach) if scene else ({}, [])
+        unread = [*self._context_views, *([self._scene_view] if self._scene_view else [])]
         place = context.place
         row = {
             columns.USER_ID: pa.array([context.user_id], pa.string()),
@@ -139,29 +176,43 @@ class FeatureReader:
             user_status=_statuses(reads, columns.USER_ID)[0],
             scene=tuple(self._aspect(name, value, rows.get(name, MISSING_ROW)) for name, value in values.items()),
             views=tuple(read.summary() for read in [*reads, *scene_reads]),
+            unread=() if reach else tuple(view.name for view in unread),
         )
 
-    def read_pois(self, context: ContextReading, poi_ids: Sequence[str]) -> Reading:
-        """The context's row beside the columns of n POIs."""
+    def read_pois(self, context: ContextReading, poi_ids: Sequence[str], *, reach: bool = True) -> Reading:
+        """The context's row beside the columns of n POIs; `reach` and errors as those of `read_context`."""
         n = len(poi_ids)
         time_us = context.time_us
         keys = {columns.USER_ID: context.rows[columns.USER_ID].to_pylist(), columns.POI_ID: list(poi_ids)}
-        reads = self._fetch(self._poi_views, keys, time_us)
+        reads = self._read(self._poi_views, keys, time_us, reach)
+        if self._pois is not None:
+            reads += self._pois.read(poi_ids, time_us, reach=reach)
         stored = _columns_of(reads)
         # An unknown POI has no kind; the empty one has no statistics.
         for key, kind in ((columns.CATEGORY_KEY, columns.CATEGORY), (columns.SPECIALTY_KEY, columns.SPECIALTY)):
             keys[key] = [word or "" for word in stored[kind].to_pylist()]
         keys[columns.DAYPART_KEY] = scenes.daypart_keys(np.array([time_us]), self._bundle.schema.timezone)
-        reads += self._fetch(self._derived_views, keys, time_us)
+        reads += self._read(self._derived_views, keys, time_us, reach)
         own = {name: array for name, array in _columns_of(reads).items() if name in self._features}
         return Reading(
             rows=Rows({columns.POI_ID: pa.array(poi_ids, pa.string()), **context.rows.columns, **own}, n),
             names=tuple(stored[columns.NAME].to_pylist()),
             poi_statuses=_statuses(reads, columns.POI_ID),
             views=context.views + tuple(read.summary() for read in reads),
+            unread=context.unread
+            + (() if reach else tuple(view.name for view in [*self._poi_views, *self._derived_views])),
         )
 
-    def _fetch(self, views: Sequence[View], keys: Mapping[str, list[str]], time_us: int) -> list[Read]:
+    def _read(self, views: Sequence[View], keys: Mapping[str, Sequence[str]], time_us: int, reach: bool) -> list[Read]:
+        """Several views in one call, or, without reaching for the store, nothing of them."""
+        if reach:
+            return self._fetch(views, keys, time_us)
+        return [absent(view, max(len(keys[key]) for key in view.keys)) for view in views]
+
+    def _fetch_pois(self, views: Sequence[View], poi_ids: Sequence[str]) -> list[Read]:
+        return self._fetch(views, {columns.POI_ID: poi_ids}, None)
+
+    def _fetch(self, views: Sequence[View], keys: Mapping[str, Sequence[str]], time_us: int | None) -> list[Read]:
         """One call for several views, knowledge of other versions left out."""
         reads = fetch(self._store, views, keys, time_us)
         for read in reads:
@@ -179,14 +230,16 @@ class FeatureReader:
         within = pc.less(read.values[row], len(self._bundle.matrices[space].matrix))
         read.keep(row, pc.and_(same, within))
 
-    def _scene_rows(self, values: Mapping[str, str | None], time_us: int) -> tuple[dict[str, int], list[Read]]:
+    def _scene_rows(
+        self, values: Mapping[str, str | None], time_us: int, reach: bool
+    ) -> tuple[dict[str, int], list[Read]]:
         """The matrix row of each scene value; nothing where the bundle reads no scene vectors."""
         if self._scene_view is None:
             return {}, []
         said = {name: columns.scene_value(_feature(name), v) for name, v in values.items() if v is not None}
         if not said:
             return dict.fromkeys(values, MISSING_ROW), []
-        reads = self._fetch([self._scene_view], {columns.SCENE_VALUE: list(said.values())}, time_us)
+        reads = self._read([self._scene_view], {columns.SCENE_VALUE: list(said.values())}, time_us, reach)
         rows = reads[0].values[columns.knowledge(SCENE_SPACE, columns.ROW)].to_pylist()
         found = {name: row or MISSING_ROW for name, row in zip(said, rows, strict=True)}
         return {name: found.get(name, MISSING_ROW) for name in values}, reads

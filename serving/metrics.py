@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from serving.admission import Admission
-from serving.online import ViewReading
+from serving.pipeline import Ranking
 
 LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -37,6 +37,12 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._degraded = Counter(
+            "scenerank_degraded",
+            "Answers that fall short, by how they were scored and why.",
+            ("level", "reason"),
+            registry=self.registry,
+        )
         self._feedback = Counter(
             "scenerank_feedback_events", "Feedback events stored, by novelty.", ("novelty",), registry=self.registry
         )
@@ -45,8 +51,11 @@ class Metrics:
         self._requests.labels(method, code).inc()
         self._latency.labels(method).observe(seconds)
 
-    def read(self, views: Iterable[ViewReading]) -> None:
-        for view in views:
+    def answer(self, ranking: Ranking) -> None:
+        """What one answer was made of, and how it falls short."""
+        if (short := ranking.degradation) is not None:
+            self._degraded.labels(short.level.name.lower(), short.reason.name.lower()).inc()
+        for view in ranking.views:
             for status, count in (("present", view.present), ("missing", view.missing), ("stale", view.stale)):
                 self._values.labels(view.view, status).inc(count)
 

@@ -19,7 +19,7 @@ from feast import FeatureStore
 from feast.errors import FeatureViewNotFoundException
 from feast.types import from_feast_to_pyarrow_type
 
-from feature_repo.stores.packed import Columns, PackedOnlineStore, Plan
+from feature_repo.stores.packed import Columns, PackedOnlineStore, Plan, StoreUnavailable
 
 
 class ServiceMismatch(ValueError):
@@ -123,11 +123,16 @@ def open_view(store: FeatureStore, name: str, features: Sequence[str]) -> View:
     )
 
 
-def fetch(store: FeatureStore, views: Sequence[View], keys: Mapping[str, list[str]], time_us: int) -> list[Read]:
-    """Read several views in one call, as of `time_us`.
+def fetch(
+    store: FeatureStore, views: Sequence[View], keys: Mapping[str, Sequence[str]], time_us: int | None
+) -> list[Read]:
+    """Read several views in one call.
 
     Args:
         keys: n values of every key that one of the views has, or one that all entities share.
+        time_us: the moment that times to live are counted to; None: nothing is too old.
+    Raises:
+        StoreUnavailable: it does not answer.
     """
     if not views:
         return []
@@ -138,10 +143,13 @@ def fetch(store: FeatureStore, views: Sequence[View], keys: Mapping[str, list[st
         return [_of_columns(view, columns) for view, columns in zip(views, answers, strict=True)]
     needed = frozenset[str]().union(*(view.keys for view in views))
     n = max(len(keys[name]) for name in needed)
-    response = store.get_online_features(
-        features=[f"{view.name}:{feature}" for view in views for feature in view.types],
-        entity_rows={name: keys[name] * (n // len(keys[name])) for name in needed},
-    )
+    try:
+        response = store.get_online_features(
+            features=[f"{view.name}:{feature}" for view in views for feature in view.types],
+            entity_rows={name: list(keys[name]) * (n // len(keys[name])) for name in needed},
+        )
+    except OSError as error:  # what clients of stores raise where nobody answers, ConnectionError among it
+        raise StoreUnavailable(f"the online store does not answer ({type(error).__name__})") from error
     values = response.to_dict()
     vectors = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
     return [_of_protobufs(view, values, vectors[next(iter(view.types))], time_us) for view in views]
@@ -156,10 +164,18 @@ def _of_columns(view: View, columns: Columns) -> Read:
     return Read(view=view, values=dict(columns.values), stale=columns.stale, times_us=columns.times_us)
 
 
-def _of_protobufs(view: View, values: Mapping[str, list[Any]], vector: Any, time_us: int) -> Read:
+def absent(view: View, n: int) -> Read:
+    """What is known of n entities where the store is not asked: nothing."""
+    nothing = {feature: pa.nulls(n, dtype) for feature, dtype in view.types.items()}
+    return Read(view=view, values=nothing, stale=np.zeros(n, dtype=bool), times_us=np.zeros(n, dtype=np.int64))
+
+
+def _of_protobufs(view: View, values: Mapping[str, list[Any]], vector: Any, time_us: int | None) -> Read:
     """One view of a response with its time to live applied: expired after `ttl`, not at it, as offline."""
     times_us = np.array([t.seconds * 1_000_000 + t.nanos // 1000 for t in vector.event_timestamps], dtype=np.int64)
-    expired = (times_us != 0) & (times_us < time_us - view.ttl_us) & (view.ttl_us > 0)
+    expired = np.zeros(len(times_us), dtype=bool)
+    if time_us is not None and view.ttl_us:
+        expired = (times_us != 0) & (times_us < time_us - view.ttl_us)
     arrays = {
         feature: pc.if_else(pa.array(expired), pa.scalar(None, dtype), pa.array(values[feature], dtype))
         for feature, dtype in view.types.items()

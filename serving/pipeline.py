@@ -8,8 +8,9 @@ that it knows: their score rests on nothing of their own.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,23 @@ import pyarrow.compute as pc
 
 from feature_repo import columns, geo
 from feature_repo.hours import hour_of_week
+from feature_repo.stores.packed import StoreUnavailable
+from serving.admission import Gone
 from serving.attribution import Signer
+from serving.degrade import (
+    ANYBODY,
+    CachedScores,
+    Caller,
+    Degradation,
+    Descent,
+    Level,
+    Pace,
+    Reason,
+    popularity,
+    without_scene,
+)
 from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, check_scenes
+from serving.guard import StoreGuard, StoreSlow
 from serving.online import ServiceMismatch, ValueStatus, ViewReading
 from serving.request import (
     DEFAULT_CANDIDATES,
@@ -30,9 +46,16 @@ from serving.request import (
     Rules,
 )
 from serving.retriever import Retriever
-from serving.scorer import Scorer
+from serving.scorer import Probabilities, Scorer
 from serving.served import ServedLog
 from trainers.bundle import Bundle
+
+READS = 32  # of the store at the same time
+STORE_SHARE = 0.5  # of the time beyond what scoring needs, for one read: a store that hangs must not take it all
+SCENE = "scene"
+SCORED = {Level.FULL_MODEL: "score", Level.WITHOUT_SCENE: "score without scene"}  # stages
+SCORED |= {Level.CACHED_SCORES: "cached scores", Level.POPULARITY: "popularity"}
+Found = TypeVar("Found", ContextReading, Reading)
 
 
 class NoIndex(RuntimeError):
@@ -49,6 +72,7 @@ class Ranking:
         distance_km: float64 (n,), NaN where one of the two places is unknown.
         names, categories: n words, None where the POI is unknown.
         token: opaque and unique; names this answer when what became of it is reported.
+        degradation: how the answer falls short; None: it does not.
     """
 
     poi_ids: tuple[str, ...]
@@ -64,6 +88,7 @@ class Ranking:
     views: tuple[ViewReading, ...]
     time_us: int
     token: str
+    degradation: Degradation | None
 
 
 class Pipeline:
@@ -82,13 +107,18 @@ class Pipeline:
         proven: bool = False,
         served: ServedLog | None = None,
         signer: Signer | None = None,
+        guard: StoreGuard | None = None,
     ) -> None:
         """
         Args:
             signer: of attribution tokens; None: one whose tokens nobody else takes.
             proven: whether a certificate says that this bundle's online and offline values agree; answers repeat it.
             served: keeps what a sample of the answers was made of.
+            guard: of the store; None: one of its own.
         """
+        self._guard = guard or StoreGuard(READS)
+        self._pace = Pace()
+        self._cached = CachedScores()
         self._served = served
         self.signer = signer or Signer()
         self.bundle = scorer.bundle
@@ -105,44 +135,73 @@ class Pipeline:
         """Empty without an index."""
         return "" if self.retriever is None else self.retriever.version
 
-    def rank(self, request: RankRequest) -> Ranking:
-        """Order the request's own candidates. Raises InvalidRequest."""
+    def rank(self, request: RankRequest, caller: Caller = ANYBODY) -> Ranking:
+        """Order the request's own candidates. Raises InvalidRequest, Gone."""
         self._rules.check_rank(request)
-        context = self._read_context(request.context)
-        return self._ordered(context, request, request.poi_ids, request.limit or len(request.poi_ids))
+        descent = Descent()
+        context = self._read_context(request.context, len(request.poi_ids), caller, descent)
+        limit = request.limit or len(request.poi_ids)
+        return self._ordered(context, request, request.poi_ids, limit, caller, descent)
 
-    def recommend(self, request: RecommendRequest) -> Ranking:
-        """Find candidates and order them; empty where the filters leave none. Raises InvalidRequest, NoIndex."""
+    def recommend(self, request: RecommendRequest, caller: Caller = ANYBODY) -> Ranking:
+        """Find candidates and order them; empty where the filters leave none. Raises InvalidRequest, NoIndex, Gone."""
         self._rules.check_recommend(request)
         if self.retriever is None:
             raise NoIndex("this server has no index: build one with `scenerank index`, or send candidates to Rank")
-        context = self._read_context(request.context)
-        found = self.retriever.retrieve(
-            context.table,
-            request.candidates or DEFAULT_CANDIDATES,
-            near=_near(request),
-            open_hour_of_week=self._hour_of_week(context.time_us) if request.only_open else None,
-        )
-        return self._ordered(context, request, found.poi_ids, request.limit or DEFAULT_LIMIT)
+        descent, wanted = Descent(), request.candidates or DEFAULT_CANDIDATES
+        context = self._read_context(request.context, wanted, caller, descent)
+        with self._pace.timed("retrieve", wanted):
+            found = self.retriever.retrieve(
+                context.table,
+                wanted,
+                near=_near(request),
+                open_hour_of_week=self._hour_of_week(context.time_us) if request.only_open else None,
+            )
+        return self._ordered(context, request, found.poi_ids, request.limit or DEFAULT_LIMIT, caller, descent)
 
-    def close(self) -> None:
-        """Write what is to be kept of the last answers."""
+    def start(self) -> None:
+        """Begin what runs in the background."""
+        self._reader.start()
+
+    def close(self) -> bool:
+        """Write what is to be kept of the last answers, end what runs in the background; whether no read hangs."""
+        self._reader.close()
         if self._served is not None:
             self._served.close()
+        return self._guard.close()
 
-    def _read_context(self, context: RequestContext) -> ContextReading:
+    def _read_context(self, context: RequestContext, n: int, caller: Caller, descent: Descent) -> ContextReading:
         time_us = time.time_ns() // 1000 if context.time_us is None else context.time_us
-        return self._reader.read_context(context, time_us)
+        self._come_down(("context", "pois"), n, caller, descent)
+        scene = descent.level < Level.WITHOUT_SCENE
+
+        def read(reach: bool) -> ContextReading:
+            return self._reader.read_context(context, time_us, reach=reach, scene=scene)
+
+        return self._from_store("context", read, n, caller, descent)
 
     def _ordered(
-        self, context: ContextReading, request: RankRequest | RecommendRequest, poi_ids: Sequence[str], limit: int
+        self,
+        context: ContextReading,
+        request: RankRequest | RecommendRequest,
+        poi_ids: Sequence[str],
+        limit: int,
+        caller: Caller,
+        descent: Descent,
     ) -> Ranking:
         if not poi_ids:
-            return _empty(context, self._token(request.context, context.time_us))
-        reading = self._reader.read_pois(context, poi_ids)
-        if self._served is not None:
+            return _empty(context, self._token(request.context, context.time_us), descent.result())
+
+        def read(reach: bool) -> Reading:
+            return self._reader.read_pois(context, poi_ids, reach=reach)
+
+        reading = self._from_store("pois", read, len(poi_ids), caller, descent)
+        distance_km = _distances(reading)
+        self._come_down((), len(poi_ids), caller, descent)
+        scored = self._scored(request.context.scenario_id, poi_ids, reading, distance_km, descent)
+        degradation = descent.result()
+        if self._served is not None and degradation is None:
             self._served.answered(request.context, reading.table)
-        scored = self._scorer.score(reading.rows)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
         best = order(scores, reading.poi_statuses)[:limit]
         return Ranking(
@@ -150,7 +209,7 @@ class Pipeline:
             scores=scores[best],
             p_click=scored.p_click[best],
             p_order=scored.p_order[best],
-            distance_km=_distances(reading)[best],
+            distance_km=distance_km[best],
             poi_statuses=tuple(reading.poi_statuses[i] for i in best),
             names=tuple(reading.names[i] for i in best),
             categories=tuple(reading.rows[columns.CATEGORY].take(pa.array(best)).to_pylist()),
@@ -159,7 +218,56 @@ class Pipeline:
             views=tuple(sorted(reading.views, key=lambda v: v.view)),
             time_us=context.time_us,
             token=self._token(request.context, context.time_us),
+            degradation=degradation,
         )
+
+    def _come_down(self, reads: tuple[str, ...], n: int, caller: Caller, descent: Descent) -> None:
+        """To the first rung whose stages fit into the time that is left."""
+        left_s = caller.left_s()
+        if left_s is None:
+            return
+        if left_s < self._pace.needs_s((*reads, SCORED[Level.FULL_MODEL]), n):
+            descent.to(Level.WITHOUT_SCENE, Reason.DEADLINE, (SCENE,))
+        if left_s < self._pace.needs_s((*reads, SCORED[Level.WITHOUT_SCENE]), n):
+            descent.to(Level.CACHED_SCORES, Reason.DEADLINE)
+            descent.reaches_store = False
+
+    def _from_store(self, stage: str, read: Callable[[bool], Found], n: int, caller: Caller, descent: Descent) -> Found:
+        """What a stage reads; without reaching for the store where that is away, slow, or takes too long to ask."""
+        if not caller.is_wanted():
+            raise Gone("the caller left")
+        if descent.reaches_store:
+            left_s = caller.left_s()
+            if left_s is not None:
+                left_s = STORE_SHARE * (left_s - self._pace.needs_s((SCORED[descent.level],), n))
+            try:
+                with self._pace.timed(stage, n):
+                    return self._guard.ask(lambda: read(True), left_s)
+            except StoreUnavailable as error:
+                slow = isinstance(error, StoreSlow)
+                descent.to(descent.level, Reason.STORE_SLOW if slow else Reason.STORE_UNAVAILABLE)
+                descent.reaches_store = False
+        found = read(False)
+        descent.to(descent.level, Reason.DEADLINE, found.unread)
+        return found
+
+    def _scored(
+        self, scenario_id: str, poi_ids: Sequence[str], reading: Reading, distance_km: np.ndarray, descent: Descent
+    ) -> Probabilities:
+        """The scores of the rung that the answer stands on."""
+        encoding = self.bundle.encoding
+        if descent.level <= Level.WITHOUT_SCENE:
+            rows = reading.rows if descent.level == Level.FULL_MODEL else without_scene(reading.rows, encoding)
+            with self._pace.timed(SCORED[descent.level], len(poi_ids)):
+                scored = self._scorer.score(rows)
+            if descent.result() is None:
+                self._cached.keep(scenario_id, poi_ids, scored.p_click, scored.p_order)
+            return scored
+        found = self._cached.find(scenario_id, poi_ids)
+        if found is None:
+            descent.to(Level.POPULARITY, Reason.DEADLINE)
+            found = popularity(reading.rows, encoding, distance_km)
+        return Probabilities(p_click=found[0], p_order=found[1])
 
     def _token(self, context: RequestContext, time_us: int) -> str:
         return self.signer.token(self.bundle.manifest.version, replace(context, time_us=time_us))
@@ -203,7 +311,7 @@ def _near(request: RecommendRequest) -> tuple[float, float, float] | None:
     return place.latitude, place.longitude, request.radius_km
 
 
-def _empty(context: ContextReading, token: str) -> Ranking:
+def _empty(context: ContextReading, token: str, degradation: Degradation | None) -> Ranking:
     nothing = np.zeros(0, dtype=np.float32)
     return Ranking(
         poi_ids=(),
@@ -219,4 +327,5 @@ def _empty(context: ContextReading, token: str) -> Ranking:
         views=tuple(sorted(context.views, key=lambda v: v.view)),
         time_us=context.time_us,
         token=token,
+        degradation=degradation,
     )

@@ -32,6 +32,7 @@ from serving import certificate, wire
 from serving.admission import Admission, Expired, Gone, Overloaded
 from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, require_loopback
+from serving.degrade import Caller
 from serving.features import FeatureReader
 from serving.feedback import FeedbackBusy, FeedbackLog, FeedbackUnavailable, url_of
 from serving.metrics import Metrics, MetricsInterceptor
@@ -103,16 +104,16 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
 
     def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
         def answer() -> pb.RankResponse:
-            ranking = self._pipeline.rank(wire.rank_request(request))
-            self._metrics.read(ranking.views)
+            ranking = self._pipeline.rank(wire.rank_request(request), _caller(context))
+            self._metrics.answer(ranking)
             return pb.RankResponse(ranking=wire.ranking(ranking, self._model, request.include_details))
 
         return _guarded(partial(self._admitted, answer, context), context)
 
     def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:
         def answer() -> pb.RecommendResponse:
-            ranking = self._pipeline.recommend(wire.recommend_request(request))
-            self._metrics.read(ranking.views)
+            ranking = self._pipeline.recommend(wire.recommend_request(request), _caller(context))
+            self._metrics.answer(ranking)
             return pb.RecommendResponse(
                 ranking=wire.ranking(ranking, self._model, request.include_details),
                 index_version=self._pipeline.index_version,
@@ -158,6 +159,11 @@ def _remaining_s(context: grpc.ServicerContext) -> float | None:
     """Until the caller's deadline; None where there is none: gRPC says so with a number that no clock can wait for."""
     remaining: float | None = context.time_remaining()
     return None if remaining is None or remaining > LONGEST_S else remaining
+
+
+def _caller(context: grpc.ServicerContext) -> Caller:
+    remaining_s = _remaining_s(context)
+    return Caller(deadline=None if remaining_s is None else time.monotonic() + remaining_s, is_wanted=context.is_active)
 
 
 def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:
@@ -249,11 +255,18 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
 
 
 def open_pipeline(
-    workspace: Workspace, bundle: Path, index: Path | None, *, unproven: bool = False, served_share: float = 0.0
+    workspace: Workspace,
+    bundle: Path,
+    index: Path | None,
+    *,
+    unproven: bool = False,
+    served_share: float = 0.0,
+    poi_age_s: float = 0.0,
 ) -> Pipeline:
     """Load and verify a bundle and, where there is one, an index, over the workspace's store.
 
     Args:
+        poi_age_s: how old values of POIs may be that are kept in this process; 0: each is read with its request.
         unproven: take a bundle without a valid certificate too; every answer then says so.
         served_share: of the answers whose values are kept in `workspace.served`.
 
@@ -267,7 +280,7 @@ def open_pipeline(
     served = None
     if served_share:
         served = ServedLog(workspace.served, served_share, loaded.manifest.version, loaded.schema)
-    reader, signer = FeatureReader(store, loaded), Signer(key_of(workspace.attribution_key))
+    reader, signer = FeatureReader(store, loaded, poi_age_s=poi_age_s), Signer(key_of(workspace.attribution_key))
     return Pipeline(reader, Scorer(loaded), retriever, proven=proven, served=served, signer=signer)
 
 
@@ -305,16 +318,20 @@ def serve(
     *,
     unproven: bool = False,
     served_share: float = 0.0,
+    poi_age_s: float = 0.0,
     started: Callable[[RunningServer], None] = lambda server: None,
 ) -> None:
     """Answer until SIGTERM or SIGINT, then drain and return.
 
     Args:
-        unproven, served_share: see `open_pipeline`.
+        unproven, served_share, poi_age_s: see `open_pipeline`.
         started: called once the server answers; a command line prints the port here.
     """
     torch.set_num_threads(1)  # one core a request: requests run side by side
-    pipeline = open_pipeline(workspace, bundle, index, unproven=unproven, served_share=served_share)
+    pipeline = open_pipeline(
+        workspace, bundle, index, unproven=unproven, served_share=served_share, poi_age_s=poi_age_s
+    )
+    pipeline.start()
     feedback = FeedbackLog(url_of(workspace))
     running = create_server(pipeline, options, feedback)
     # Not an Event: its lock would be held already by the thread that a signal interrupts on its way into waiting.
@@ -324,7 +341,8 @@ def serve(
     started(running)
     signals.get()
     ended = [running.stop(), feedback.close()]
-    pipeline.close()
+    left_behind = not pipeline.close()
     if not all(ended):
-        log.error("a call hangs, as where a store does not answer; leaving without it")
-        os._exit(1)  # the interpreter would wait for its thread for ever
+        log.error("a call hangs, as where a database does not answer; leaving without it")
+    if left_behind or not all(ended):
+        os._exit(0 if all(ended) else 1)  # the interpreter would wait for its thread for ever

@@ -9,6 +9,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from serving.admission import Overloaded
 from serving.attribution import InvalidToken, Signer
+from serving.degrade import Degradation
 from serving.feedback import FeedbackEvent, Outcome
 from serving.online import ValueStatus, ViewReading
 from serving.pipeline import Ranking
@@ -134,11 +135,20 @@ def ranking(answer: Ranking, model: pb.ModelInfo, include_details: bool) -> pb.R
         model=model,
         attribution_token=answer.token,
         time=_timestamp(answer.time_us),
+        degraded=None if answer.degradation is None else _degradation(answer.degradation),
     )
     if include_details:
         pairs = zip(answer.names, answer.categories, strict=True)
         message.details.extend(pb.PoiDetails(name=name or "", category=category or "") for name, category in pairs)
     return message
+
+
+def _degradation(degradation: Degradation) -> pb.Degradation:
+    return pb.Degradation(
+        level=pb.Degradation.Level.Name(degradation.level),
+        reason=pb.Degradation.Reason.Name(degradation.reason),
+        missing=degradation.missing,
+    )
 
 
 def bad_request(error: InvalidRequest) -> status_pb2.Status:

@@ -46,6 +46,10 @@ class PackedConfig(FeastConfigBaseModel):
     expire: bool = True
 
 
+class StoreUnavailable(RuntimeError):
+    """The online store does not answer: it is away, refuses, or takes too long. Nothing is known of what was asked."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How some features of one view are read: made once, used for every request.
@@ -90,7 +94,10 @@ class PackedOnlineStore(OnlineStore):
 
     @abstractmethod
     def get(self, config: RepoConfig, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
-        """For each (table, keys) the record of each key, None where there is none. In as few round trips as can be."""
+        """For each (table, keys) the record of each key, None where there is none. In as few round trips as can be.
+
+        Raises StoreUnavailable.
+        """
 
     @abstractmethod
     def put(self, config: RepoConfig, table: str, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
@@ -137,9 +144,9 @@ class PackedOnlineStore(OnlineStore):
         )
 
     def read(
-        self, config: RepoConfig, asked: Sequence[tuple[Plan, Mapping[str, Sequence[Any]]]], at_us: int
+        self, config: RepoConfig, asked: Sequence[tuple[Plan, Mapping[str, Sequence[Any]]]], at_us: int | None
     ) -> list[Columns]:
-        """Several views at once, as of a moment (microseconds UTC).
+        """Several views at once, as of a moment (microseconds UTC); None: whatever their time to live.
 
         Args:
             asked: a plan, and for every join key of its view the values of n entities, or one that all share.
@@ -208,7 +215,8 @@ class PackedOnlineStore(OnlineStore):
         """Feast's way out: values as protobufs."""
         plan = self.prepare(config, table, requested_features)
         records = self.get(config, [(plan.table, [serialize_entity_key(key, VERSION) for key in entity_keys])])[0]
-        read = self._columns(config, plan, records, microseconds(datetime.now(UTC)), config.online_store.expire)
+        now_us = microseconds(datetime.now(UTC)) if config.online_store.expire else None
+        read = self._columns(config, plan, records, now_us)
         kinds = {f.name: f.dtype.to_value_type() for f in table.features}
         protos = {slot.name: _protobufs(read.values[slot.name], slot, kinds[slot.name]) for slot in plan.wanted}
         times = [EPOCH + time * MICROSECOND for time in read.times_us.tolist()]
@@ -243,9 +251,7 @@ class PackedOnlineStore(OnlineStore):
         """Feast asks its own stores by their classes."""
         return True
 
-    def _columns(
-        self, config: RepoConfig, plan: Plan, records: Sequence[bytes | None], at_us: int, expire: bool = True
-    ) -> Columns:
+    def _columns(self, config: RepoConfig, plan: Plan, records: Sequence[bytes | None], at_us: int | None) -> Columns:
         there: Sequence[bytes] = records  # type: ignore[assignment]
         found = np.ones(len(records), dtype=bool)
         if None in records:
@@ -255,7 +261,7 @@ class PackedOnlineStore(OnlineStore):
         times_us = np.zeros(len(records), dtype=np.int64)
         times_us[found] = event_us
         stale = np.zeros(len(records), dtype=bool)
-        if plan.ttl_us and expire:
+        if plan.ttl_us and at_us is not None:
             stale = found & (times_us < at_us - plan.ttl_us)
         if not found.all() or stale.any():
             row = pa.array(np.cumsum(found) - 1, mask=~found | stale)

@@ -16,10 +16,12 @@ import numpy as np
 from feast import Entity, FeatureView
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig, RedisType
 from feast.repo_config import RepoConfig
+from redis.exceptions import RedisError
 
 from feature_repo.stores.layout import TIMES, Layout
-from feature_repo.stores.packed import PackedConfig, PackedOnlineStore
+from feature_repo.stores.packed import PackedConfig, PackedOnlineStore, StoreUnavailable
 
+PATIENCE_S = 10.0  # with a server that took the connection and does not answer
 CALL_KEYS = 500  # of one call of the script, and of one deletion
 # The times of a record are its bytes 9 to 24. Lua's numbers hold microseconds exactly until the year 2255.
 KEEP_NEWEST = """
@@ -56,8 +58,11 @@ class PackedRedisOnlineStore(PackedOnlineStore):
         keys = [prefix + key for table, of_table in asked for prefix in (_prefix(config, table),) for key in of_table]
         if not keys:
             return [[] for _ in asked]
-        client = self._client(config)
-        found = iter(client.mget_nonatomic(keys) if _clustered(config) else client.mget(keys))
+        try:
+            client = self._client(config)
+            found = iter(client.mget_nonatomic(keys) if _clustered(config) else client.mget(keys))
+        except RedisError as error:
+            raise StoreUnavailable(f"Redis does not answer ({type(error).__name__})") from error
         return [[next(found) for _ in of_table] for _, of_table in asked]
 
     def put(self, config: RepoConfig, table: str, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
@@ -117,7 +122,17 @@ class PackedRedisOnlineStore(PackedOnlineStore):
         return _batches(self._client(config).scan_iter(_escaped(_prefix(config, table)) + b"*", count=CALL_KEYS))
 
     def _client(self, config: RepoConfig) -> Any:
-        return self._feast._get_client(config.online_store)
+        if self._feast._client is None:  # built once, from this string
+            patient = config.online_store.model_copy(update={"connection_string": _patient(config.online_store)})
+            return self._feast._get_client(patient)
+        return self._feast._client
+
+
+def _patient(online: PackedRedisOnlineStoreConfig) -> str:
+    """The connection string, with a bound on how long a call waits for a server that hangs, where it names none."""
+    text = str(online.connection_string)
+    missing = [name for name in ("socket_timeout", "socket_connect_timeout") if f"{name}=" not in text]
+    return ",".join([text, *(f"{name}={PATIENCE_S}" for name in missing)])
 
 
 def _clustered(config: RepoConfig) -> bool:

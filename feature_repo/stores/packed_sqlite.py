@@ -19,7 +19,7 @@ import numpy as np
 from feast.repo_config import RepoConfig
 
 from feature_repo.stores.layout import Layout, times_of
-from feature_repo.stores.packed import PackedConfig, PackedOnlineStore
+from feature_repo.stores.packed import PackedConfig, PackedOnlineStore, StoreUnavailable
 
 PATIENCE_S = 30.0  # of a writer for another writer
 MAPPED_BYTES = 2**31
@@ -45,8 +45,11 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
         self._own = threading.local()
 
     def get(self, config: RepoConfig, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
-        db = self._connection(config)
-        return [_records(db, _table(config, table), keys) for table, keys in asked]
+        try:
+            db = self._connection(config)
+            return [_records(db, _table(config, table), keys) for table, keys in asked]
+        except (sqlite3.Error, OSError) as error:
+            raise StoreUnavailable(f"the file of the online store cannot be read ({error})") from error
 
     def put(self, config: RepoConfig, table: str, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
         rows = ((key, *times_of(record), record) for key, record in zip(keys, records, strict=True))

@@ -125,7 +125,7 @@ class RecommendResponse(_message.Message):
     def __init__(self, ranking: _Optional[_Union[Ranking, _Mapping]] = ..., index_version: _Optional[str] = ...) -> None: ...
 
 class Ranking(_message.Message):
-    __slots__ = ("poi_ids", "scores", "p_click", "p_order", "distance_km", "poi_statuses", "details", "user_status", "scene", "values", "views", "model", "attribution_token", "time")
+    __slots__ = ("poi_ids", "scores", "p_click", "p_order", "distance_km", "poi_statuses", "details", "user_status", "scene", "values", "views", "model", "attribution_token", "time", "degraded")
     POI_IDS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     P_CLICK_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +140,7 @@ class Ranking(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
     poi_ids: _containers.RepeatedScalarFieldContainer[str]
     scores: _containers.RepeatedScalarFieldContainer[float]
     p_click: _containers.RepeatedScalarFieldContainer[float]
@@ -154,7 +155,40 @@ class Ranking(_message.Message):
     model: ModelInfo
     attribution_token: str
     time: _timestamp_pb2.Timestamp
-    def __init__(self, poi_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ..., p_click: _Optional[_Iterable[float]] = ..., p_order: _Optional[_Iterable[float]] = ..., distance_km: _Optional[_Iterable[float]] = ..., poi_statuses: _Optional[_Iterable[_Union[ValueStatus, str]]] = ..., details: _Optional[_Iterable[_Union[PoiDetails, _Mapping]]] = ..., user_status: _Optional[_Union[ValueStatus, str]] = ..., scene: _Optional[_Iterable[_Union[SceneAspect, _Mapping]]] = ..., values: _Optional[_Union[StatusCounts, _Mapping]] = ..., views: _Optional[_Iterable[_Union[ViewStatus, _Mapping]]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., attribution_token: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    degraded: Degradation
+    def __init__(self, poi_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ..., p_click: _Optional[_Iterable[float]] = ..., p_order: _Optional[_Iterable[float]] = ..., distance_km: _Optional[_Iterable[float]] = ..., poi_statuses: _Optional[_Iterable[_Union[ValueStatus, str]]] = ..., details: _Optional[_Iterable[_Union[PoiDetails, _Mapping]]] = ..., user_status: _Optional[_Union[ValueStatus, str]] = ..., scene: _Optional[_Iterable[_Union[SceneAspect, _Mapping]]] = ..., values: _Optional[_Union[StatusCounts, _Mapping]] = ..., views: _Optional[_Iterable[_Union[ViewStatus, _Mapping]]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., attribution_token: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., degraded: _Optional[_Union[Degradation, _Mapping]] = ...) -> None: ...
+
+class Degradation(_message.Message):
+    __slots__ = ("level", "reason", "missing")
+    class Level(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        LEVEL_UNSPECIFIED: _ClassVar[Degradation.Level]
+        LEVEL_FULL_MODEL: _ClassVar[Degradation.Level]
+        LEVEL_WITHOUT_SCENE: _ClassVar[Degradation.Level]
+        LEVEL_CACHED_SCORES: _ClassVar[Degradation.Level]
+        LEVEL_POPULARITY: _ClassVar[Degradation.Level]
+    LEVEL_UNSPECIFIED: Degradation.Level
+    LEVEL_FULL_MODEL: Degradation.Level
+    LEVEL_WITHOUT_SCENE: Degradation.Level
+    LEVEL_CACHED_SCORES: Degradation.Level
+    LEVEL_POPULARITY: Degradation.Level
+    class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        REASON_UNSPECIFIED: _ClassVar[Degradation.Reason]
+        REASON_DEADLINE: _ClassVar[Degradation.Reason]
+        REASON_STORE_UNAVAILABLE: _ClassVar[Degradation.Reason]
+        REASON_STORE_SLOW: _ClassVar[Degradation.Reason]
+    REASON_UNSPECIFIED: Degradation.Reason
+    REASON_DEADLINE: Degradation.Reason
+    REASON_STORE_UNAVAILABLE: Degradation.Reason
+    REASON_STORE_SLOW: Degradation.Reason
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    level: Degradation.Level
+    reason: Degradation.Reason
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, level: _Optional[_Union[Degradation.Level, str]] = ..., reason: _Optional[_Union[Degradation.Reason, str]] = ..., missing: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PoiDetails(_message.Message):
     __slots__ = ("name", "category")

@@ -73,9 +73,9 @@ class SceneUse(nn.Module):
         self.align_collaborative = nn.Linear(tapped, config.alignment_width) if config.tap else None
 
     def scenes(self, batch: Batch) -> Tensor:
-        """Scene vectors of the rows, (B, C); each distinct scene is encoded once."""
-        scene_BC: Tensor = self.encoder(batch.scene_id_US, batch.scene_row_US)[batch.scene_of_row_B]
-        return scene_BC
+        """Vectors (U, C) of the distinct scenes."""
+        scene_UC: Tensor = self.encoder(batch.scene_id_US, batch.scene_row_US)
+        return scene_UC
 
     def utilize(self, scene_BC: Tensor, features: Features) -> Features:
         """The backbone's input: the flat one, and if wished scene and scene x POI beside it."""

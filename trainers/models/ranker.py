@@ -120,11 +120,15 @@ class Ranker(nn.Module):
         if self.knowledge is not None:
             self.knowledge.extend_vectors(space, matrix_RV)
 
-    def forward(self, batch: Batch) -> Scores:
+    def forward(self, batch: Batch, scene_UC: Tensor | None = None) -> Scores:
+        """
+        Args:
+            scene_UC: what `scene.scenes(batch)` gives, where that was computed before.
+        """
         features = self.features(batch)
         if self.scene is None:
             return self._scores(self._logits(features, batch)[0], None)
-        scene_BC = self.scene.scenes(batch)
+        scene_BC = (self.scene.scenes(batch) if scene_UC is None else scene_UC)[batch.scene_of_row_B]
         logit_BT, hidden_BH = self._logits(self.scene.utilize(scene_BC, features), batch)
         return self._scores(logit_BT, self.scene.align(scene_BC, features, hidden_BH) if self.training else None)
 

@@ -1,0 +1,181 @@
+"""The ladder under pressure: what is left out of an answer when the time that is left, or the store, does not give all.
+
+    full model -> without scene -> cached scores -> popularity near the place
+
+How long each stage takes is learned from the answers themselves, by the number of rows. An answer says which rung it
+stands on, why, and what was missing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_repo import columns
+from trainers.encoding import RATE_PRIOR_COUNT, Encoding, kept_statistics
+from trainers.rows import Rows
+
+KEPT = 0.9  # share of the mean of a stage's times that one more leaves as it was
+SAFETY = 1.5  # a stage is begun if its mean time fits so many times into what is left
+MOST_SCORES = 200_000  # cached; the ones used longest ago go first
+
+
+class Level(IntEnum):
+    """How an answer was scored; the numbers are those of the wire contract."""
+
+    FULL_MODEL = 1
+    WITHOUT_SCENE = 2
+    CACHED_SCORES = 3
+    POPULARITY = 4
+
+
+class Reason(IntEnum):
+    """Why it is not all that it could be; the numbers are those of the wire contract."""
+
+    DEADLINE = 1
+    STORE_UNAVAILABLE = 2
+    STORE_SLOW = 3
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """How an answer falls short.
+
+    Attributes:
+        missing: names of the views that were not read, and `scene` where the scene was left out.
+    """
+
+    level: Level
+    reason: Reason
+    missing: tuple[str, ...]
+
+
+class Descent:
+    """How far one answer has come down the ladder; it never goes up again."""
+
+    def __init__(self) -> None:
+        self.level = Level.FULL_MODEL
+        self.reaches_store = True
+        self._reason: Reason | None = None
+        self._missing: dict[str, None] = {}
+
+    def to(self, level: Level, reason: Reason, missing: Iterable[str] = ()) -> None:
+        """Stand on this rung, or stay on a lower one; the first reason is the one that is told."""
+        self.level = max(self.level, level)
+        self._reason = self._reason or reason
+        self._missing |= dict.fromkeys(missing)
+
+    def result(self) -> Degradation | None:
+        """None for an answer that lacks nothing."""
+        if self._reason is None:
+            return None
+        return Degradation(self.level, self._reason, tuple(sorted(self._missing)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who waits for an answer.
+
+    Args:
+        deadline: by the monotonic clock; None: waits as long as it takes.
+        is_wanted: whether the caller still waits.
+    """
+
+    deadline: float | None = None
+    is_wanted: Callable[[], bool] = field(default=lambda: True)
+
+    def left_s(self) -> float | None:
+        """Until the deadline."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+
+ANYBODY = Caller()
+
+
+class Pace:
+    """Mean seconds of each stage by the size of a request; safe to call from threads."""
+
+    def __init__(self) -> None:
+        self._mean_s: dict[tuple[str, int], float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def timed(self, stage: str, rows: int) -> Iterator[None]:
+        """Learn from the block, unless it fails."""
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        size = (stage, rows.bit_length())
+        with self._lock:
+            self._mean_s[size] = KEPT * self._mean_s.get(size, seconds) + (1 - KEPT) * seconds
+
+    def needs_s(self, stages: Sequence[str], rows: int) -> float:
+        """What these stages are to be given; what was never measured needs nothing."""
+        return SAFETY * sum(self._mean_s.get((stage, rows.bit_length()), 0.0) for stage in stages)
+
+
+class CachedScores:
+    """The last scores of each POI in each scenario, whoever asked; safe to call from threads."""
+
+    def __init__(self, most: int = MOST_SCORES) -> None:
+        self._scores: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+        self._most = most
+        self._lock = threading.Lock()
+
+    def keep(self, scenario_id: str, poi_ids: Sequence[str], p_click: np.ndarray, p_order: np.ndarray) -> None:
+        with self._lock:
+            for poi_id, scores in zip(poi_ids, zip(p_click.tolist(), p_order.tolist(), strict=True), strict=True):
+                self._scores[scenario_id, poi_id] = scores
+                self._scores.move_to_end((scenario_id, poi_id))
+            while len(self._scores) > self._most:
+                self._scores.popitem(last=False)
+
+    def find(self, scenario_id: str, poi_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+        """float32 (n,) of a click and of an order, a POI that has none at the mean of the others; None if all lack."""
+        with self._lock:
+            found = [self._scores.get((scenario_id, poi_id)) for poi_id in poi_ids]
+        known = np.array([scores for scores in found if scores is not None], dtype=np.float32)
+        if not len(known):
+            return None
+        scores = np.tile(known.mean(axis=0), (len(found), 1))
+        scores[[at for at, of_poi in enumerate(found) if of_poi is not None]] = known
+        return scores[:, 0], scores[:, 1]
+
+
+def popularity(rows: Rows, encoding: Encoding, distance_km: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 (n,) of a click and of an order: the POI's own smoothed rates, less the farther away it is.
+
+    A place at the distance that the data set calls near counts half of one at the door; one of unknown distance as one
+    that is near.
+    """
+    click = order = np.ones(len(rows))
+    windows = [days for owner, days in kept_statistics(rows.column_names, columns.COUNTS) if owner == "poi"]
+    rates = encoding.rates
+    if windows:
+        days = max(windows)
+        shown, clicked, ordered = (
+            pc.fill_null(rows[columns.statistic("poi", count, days)].cast(pa.float64()), 0.0).to_numpy()
+            for count in columns.COUNTS
+        )
+        click = (clicked + RATE_PRIOR_COUNT * rates[0]) / (shown + RATE_PRIOR_COUNT)
+        order = (ordered + RATE_PRIOR_COUNT * rates[1]) / (clicked + RATE_PRIOR_COUNT)
+    else:
+        click, order = np.full(len(rows), rates[0]), np.full(len(rows), rates[1])
+    near = 1.0 / (1.0 + np.nan_to_num(distance_km, nan=encoding.near_km) / encoding.near_km)
+    return (click * near).astype(np.float32), (click * near * order).astype(np.float32)
+
+
+def without_scene(rows: Rows, encoding: Encoding) -> Rows:
+    """The rows with a scene of which nothing is known."""
+    unknown = {columns.scene(name): pa.nulls(1, pa.string()) for name in encoding.scene_features}
+    no_vector = {columns.scene_row(name): pa.array([0], pa.int64()) for name in encoding.scene_features}
+    return Rows({**rows.columns, **unknown, **no_vector}, len(rows))

@@ -1,0 +1,124 @@
+"""A bound on the time that an answer waits for the online store, and a rest for a store that failed.
+
+Reads run on threads of their own, so a store that hangs holds those and no request. After a failure nobody asks for a
+while; then one request tries, and the first that succeeds ends the rest: recovery needs no restart.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from feature_repo.stores.packed import StoreUnavailable
+
+log = logging.getLogger(__name__)
+Found = TypeVar("Found")
+
+
+class StoreSlow(StoreUnavailable):
+    """It did not answer in the time that there was."""
+
+
+class StoreGuard:
+    """The one way to the store for requests; safe to call from threads.
+
+    Args:
+        threads: reads at the same time.
+        patience_s: the longest that a request waits, where its deadline leaves as much.
+        rest_s: how long a store that failed is left alone.
+    """
+
+    def __init__(self, threads: int, patience_s: float = 2.0, rest_s: float = 1.0) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="store")
+        self._patience_s, self._rest_s = patience_s, rest_s
+        self._threads, self._reading = threads, 0
+        self._lock = threading.Lock()
+        self._failed_at: float | None = None  # by the monotonic clock; None: the last read was well
+        self._trying = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last read was well."""
+        return self._failed_at is None
+
+    def ask(self, read: Callable[[], Found], within_s: float | None = None) -> Found:
+        """What `read` returns.
+
+        Args:
+            within_s: what the request's deadline leaves for it; None: there is none.
+        Raises:
+            StoreUnavailable: the read failed so, or the store rests after a failure.
+            StoreSlow: it takes longer than may be waited. The read goes on; what it finds is dropped.
+        """
+        if not self._may_ask():
+            raise StoreUnavailable("the online store failed a moment ago and is left alone")
+        if not self._takes_one():
+            self._failed(None)
+            raise StoreSlow("all reads from the online store hang")
+        within_s = self._patience_s if within_s is None else min(self._patience_s, within_s)
+        reading = self._pool.submit(self._freed, read)
+        if not wait([reading], max(within_s, 0.0)).done:
+            # A caller in a hurry says nothing of the store; one that waited as long as anybody does.
+            if within_s >= self._patience_s:
+                self._failed(None)
+            else:
+                self._untried()
+            raise StoreSlow(f"the online store takes longer than {1000 * within_s:.0f} ms")
+        try:
+            found = reading.result()
+        except StoreUnavailable as error:
+            self._failed(error)
+            raise
+        except BaseException:
+            self._untried()
+            raise
+        self._answered()
+        return found
+
+    def close(self) -> bool:
+        """Take no more reads; whether none hangs."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return self._reading == 0
+
+    def _freed(self, read: Callable[[], Found]) -> Found:
+        try:
+            return read()
+        finally:
+            with self._lock:
+                self._reading -= 1
+
+    def _takes_one(self) -> bool:
+        with self._lock:
+            if self._reading >= self._threads:
+                return False
+            self._reading += 1
+            return True
+
+    def _may_ask(self) -> bool:
+        with self._lock:
+            if self._failed_at is None:
+                return True
+            if self._trying or time.monotonic() - self._failed_at < self._rest_s:
+                return False
+            self._trying = True
+            return True
+
+    def _failed(self, error: StoreUnavailable | None) -> None:
+        with self._lock:
+            if self._failed_at is None:
+                log.warning("%s; answers go on without it", error or "the online store does not answer in time")
+            self._failed_at, self._trying = time.monotonic(), False
+
+    def _untried(self) -> None:
+        with self._lock:
+            self._trying = False
+
+    def _answered(self) -> None:
+        with self._lock:
+            if self._failed_at is not None:
+                log.warning("the online store answers again")
+            self._failed_at, self._trying = None, False
