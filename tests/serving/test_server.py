@@ -3,9 +3,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -125,25 +127,54 @@ def test_what_only_the_wire_can_break_is_refused_too(raw, message, field):
     assert field in violations(caught.value)
 
 
-def test_a_fault_shows_an_id_and_keeps_the_rest_in_the_log(workspace, asker, tmp_path, caplog):
-    broken = Workspace(tmp_path / "city")
+@pytest.fixture
+def broken(workspace, tmp_path):
+    """A copy of the workspace, to be damaged."""
+    copy = Workspace(tmp_path / "city")
     # In another process: where one opens and closes a file of SQLite itself, it loses the locks that it has on it.
-    subprocess.run(["cp", "-r", workspace.root, broken.root], check=True)
-    text = broken.feature_store_yaml.read_text().replace(str(workspace.root), str(broken.root))
-    broken.feature_store_yaml.write_text(text)
-    (broken.root / "online.db").write_bytes(b"damaged" * 1000)
-    server = create_server(open_pipeline(broken, broken.bundles / "ple", None, unproven=True), ServerOptions())
-    with caplog.at_level(logging.ERROR), Recommender(f"127.0.0.1:{server.port}") as client:
+    subprocess.run(["cp", "-r", workspace.root, copy.root], check=True)
+    text = copy.feature_store_yaml.read_text().replace(str(workspace.root), str(copy.root))
+    copy.feature_store_yaml.write_text(text)
+    return copy
+
+
+@contextmanager
+def serving(workspace):
+    pipeline = open_pipeline(workspace, workspace.bundles / "ple", None, unproven=True)
+    server = create_server(pipeline, ServerOptions())
+    with Recommender(f"127.0.0.1:{server.port}") as client:
+        yield client
+    server.stop()
+    pipeline.close()
+
+
+def test_a_fault_shows_an_id_and_keeps_the_rest_in_the_log(broken, asker, caplog):
+    db = sqlite3.connect(broken.root / "online.db")
+    tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE name LIKE '%user_profile%'")]
+    with db:
+        for table in tables:
+            db.execute(f"UPDATE \"{table}\" SET record = x'{'ff' * 64}'")
+    db.close()
+    with caplog.at_level(logging.ERROR), serving(broken) as client:
         with pytest.raises(grpc.RpcError) as caught:
             client.rank(asker, ["secret-poi"])
         with pytest.raises(grpc.RpcError) as without_index:
             client.recommend(asker)
-    server.stop()
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     error_id = caught.value.details().removeprefix("internal error ")
     assert len(error_id) == 32 and error_id in caplog.text
-    assert "not a database" in caplog.text
+    assert "in a layout that it does not describe" in caplog.text
     assert without_index.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_store_whose_file_is_damaged_is_one_that_does_not_answer(broken, asker, caplog):
+    (broken.root / "online.db").write_bytes(b"damaged" * 1000)
+    with caplog.at_level(logging.WARNING), serving(broken) as client:
+        answer = client.rank(asker, ["b", "a"])
+    assert list(answer.poi_ids) == ["b", "a"] and set(answer.poi_statuses) == {pb.VALUE_STATUS_MISSING}
+    assert answer.degraded.reason == pb.Degradation.REASON_STORE_UNAVAILABLE
+    assert "poi_profile" in answer.degraded.missing
+    assert "not a database" in caplog.text
 
 
 def test_health_and_reflection(raw):

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from feature_repo import columns
+from feature_repo.store import open_store
+from serving.admission import Gone
+from serving.degrade import CachedScores, Caller, Degradation, Descent, Level, Pace, Reason, popularity
+from serving.features import FeatureReader
+from serving.pipeline import Pipeline
+from serving.request import Place, RankRequest, RequestContext
+from serving.scorer import Scorer
+from trainers.rows import Rows
+
+
+class SlowScorer(Scorer):
+    """The real one, after a while; quick where nothing is known of the scene."""
+
+    def __init__(self, bundle, full_s: float, plain_s: float) -> None:
+        super().__init__(bundle)
+        self.full_s, self.plain_s, self.scored = full_s, plain_s, []
+
+    def score(self, table):
+        knows_scene = table["scene_daypart"].null_count < len(table["scene_daypart"])
+        time.sleep(self.full_s if knows_scene else self.plain_s)
+        self.scored.append("full" if knows_scene else "plain")
+        return super().score(table)
+
+
+@pytest.fixture(scope="module")
+def reader(workspace, pipeline):
+    return FeatureReader(open_store(workspace), pipeline.bundle)
+
+
+@pytest.fixture
+def request_of(moment, poi_ids):
+    context = RequestContext(
+        user_id="u3",
+        scenario_id="lunch_deals",
+        time_us=int(moment.timestamp() * 1e6),
+        place=Place(60.17, 24.94),
+        scene_inputs={"weather": "rain"},
+    )
+    return RankRequest(context=context, poi_ids=tuple(poi_ids[:16]))
+
+
+def within(seconds: float) -> Caller:
+    return Caller(deadline=time.monotonic() + seconds)
+
+
+def test_every_rung_is_taken_when_the_one_above_does_not_fit(reader, pipeline, request_of):
+    """The full model takes 2 s here and the plain one 0.5 s; how long is learned from answers without a deadline."""
+    scorer = SlowScorer(pipeline.bundle, full_s=2.0, plain_s=0.5)
+    slow = Pipeline(reader, scorer)
+    slow.rank(request_of)
+    slow._scored("search", request_of.poi_ids, _read(slow, request_of), np.zeros(16), _at(Level.WITHOUT_SCENE))
+    scorer.scored.clear()
+
+    whole = slow.rank(request_of, within(20.0))
+    assert whole.degradation is None and scorer.scored == ["full"]
+
+    plain = slow.rank(request_of, within(2.5))
+    assert plain.degradation == Degradation(Level.WITHOUT_SCENE, Reason.DEADLINE, ("scene",))
+    assert scorer.scored == ["full", "plain"]
+    assert not any(aspect.has_vector for aspect in plain.scene)
+
+    cached = slow.rank(request_of, within(0.6))
+    assert cached.degradation.level is Level.CACHED_SCORES and cached.degradation.reason is Reason.DEADLINE
+    assert "user_profile" in cached.degradation.missing
+    assert cached.scores.tolist() == whole.scores.tolist() and cached.poi_ids == whole.poi_ids
+
+    elsewhere = replace(request_of, context=replace(request_of.context, scenario_id="search"))
+    popular = slow.rank(elsewhere, within(0.6))
+    assert popular.degradation.level is Level.POPULARITY
+    assert len(scorer.scored) == 2
+    slow.close()
+
+
+def _read(pipeline, request):
+    context = pipeline._reader.read_context(request.context, request.context.time_us)
+    return pipeline._reader.read_pois(context, request.poi_ids)
+
+
+def _at(level):
+    descent = Descent()
+    descent.to(level, Reason.DEADLINE)
+    return descent
+
+
+def test_what_falls_short_is_neither_cached_nor_kept_as_served(reader, pipeline, request_of):
+    scorer = SlowScorer(pipeline.bundle, full_s=0.0, plain_s=0.0)
+    fresh = Pipeline(reader, scorer)
+    fresh._scored("search", request_of.poi_ids, _read(fresh, request_of), np.zeros(16), _at(Level.WITHOUT_SCENE))
+    assert fresh._cached.find("search", request_of.poi_ids) is None
+    fresh.rank(request_of)
+    assert fresh._cached.find("lunch_deals", request_of.poi_ids) is not None
+    fresh.close()
+
+
+def test_a_caller_who_left_is_not_worked_for(reader, pipeline, request_of):
+    scorer = SlowScorer(pipeline.bundle, full_s=0.0, plain_s=0.0)
+    fresh = Pipeline(reader, scorer)
+    with pytest.raises(Gone):
+        fresh.rank(request_of, Caller(is_wanted=lambda: False))
+    assert scorer.scored == []
+    looked = threading.Event()
+
+    def once() -> bool:
+        before = looked.is_set()
+        looked.set()
+        return not before
+
+    with pytest.raises(Gone):
+        fresh.rank(request_of, Caller(is_wanted=once))
+    assert scorer.scored == []
+    fresh.close()
+
+
+def test_a_descent_never_goes_up_and_tells_its_first_reason():
+    descent = Descent()
+    assert descent.result() is None
+    descent.to(Level.CACHED_SCORES, Reason.STORE_SLOW, ["b"])
+    descent.to(Level.WITHOUT_SCENE, Reason.DEADLINE, ["a", "b"])
+    assert descent.result() == Degradation(Level.CACHED_SCORES, Reason.STORE_SLOW, ("a", "b"))
+
+
+def test_pace_is_learned_by_size_and_not_from_what_failed():
+    pace = Pace()
+    assert pace.needs_s(("read", "score"), 200) == 0.0
+    with pace.timed("read", 200):
+        time.sleep(0.02)
+    with pytest.raises(ZeroDivisionError), pace.timed("score", 200):
+        1 // 0  # noqa: B018
+    assert 0.03 <= pace.needs_s(("read", "score"), 255) < 0.2
+    assert pace.needs_s(("read",), 256) == 0.0
+
+
+def test_cached_scores_are_the_last_ones_of_each_scenario_and_bounded():
+    cached = CachedScores(most=3)
+    assert cached.find("home", ["a"]) is None
+    cached.keep("home", ["a", "b"], np.array([0.5, 0.25]), np.array([0.25, 0.125]))
+    cached.keep("home", ["a"], np.array([0.75]), np.array([0.5]))
+    click, order = cached.find("home", ["b", "a", "c"])
+    assert click.tolist() == [0.25, 0.75, 0.5] and order.tolist() == [0.125, 0.5, 0.3125]
+    assert cached.find("search", ["a"]) is None
+    cached.keep("search", ["x", "y"], np.array([0.5, 0.5]), np.array([0.5, 0.5]))
+    assert cached.find("home", ["b"]) is None and cached.find("home", ["a"]) is not None
+
+
+def test_popularity_by_hand(pipeline):
+    encoding = replace(pipeline.bundle.encoding, rates=(0.1, 0.5), near_km=2.0)
+    counts = {"impressions": [80, None, 80], "clicks": [18, None, 18], "orders": [9, None, 9]}
+    rows = Rows({columns.statistic("poi", name, 28): pa.array(v, pa.int64()) for name, v in counts.items()}, 3)
+    click, order = popularity(rows, encoding, np.array([0.0, 2.0, np.nan]))
+    # (18 + 20 * 0.1) / (80 + 20) = 0.2 at the door; the prior 0.1 at half for 2 km; 0.2 at half for a distance unknown.
+    assert click.tolist() == pytest.approx([0.2, 0.05, 0.1])
+    # An order: that times (9 + 20 * 0.5) / (18 + 20) = 0.5.
+    assert order.tolist() == pytest.approx([0.1, 0.025, 0.05])
