@@ -34,11 +34,14 @@ class Violation:
 
 
 class InvalidRequest(ValueError):
-    """A request breaks rules of the contract; the message names field and rule, of the first `MAX_VIOLATIONS`."""
+    """A request breaks rules of the contract; the message names field and rule, of the first `MAX_VIOLATIONS`.
+
+    `violations` are those; `count` is of all.
+    """
 
     def __init__(self, violations: Sequence[Violation]) -> None:
-        self.violations = tuple(violations[:MAX_VIOLATIONS])
-        more = len(violations) - len(self.violations)
+        self.violations, self.count = tuple(violations[:MAX_VIOLATIONS]), len(violations)
+        more = self.count - len(self.violations)
         told = [f"{v.field}: {v.rule}" for v in self.violations]
         super().__init__("; ".join([*told, *([f"and {more} more"] if more else [])]))
 
