@@ -202,7 +202,7 @@ def _candidates(poi_ids: Sequence[str]) -> Iterator[Violation]:
     for position, poi_id in enumerate(poi_ids):
         yield from _text(f"poi_ids[{position}]", poi_id)
         if first.setdefault(poi_id, position) != position:
-            yield Violation(f"poi_ids[{position}]", f"repeats poi_ids[{first[poi_id]}] = {quoted(poi_id)}")
+            yield Violation(f"poi_ids[{position}]", f"repeats poi_ids[{first[poi_id]}]")
             return
 
 
