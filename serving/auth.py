@@ -1,27 +1,134 @@
-"""Who may come in: TLS from files, a bearer token, and no plain text beyond this machine.
+"""Who may come in, and for what: TLS from files, bearer tokens with scopes, and no plain text beyond this machine.
 
-Tokens and keys come from files or the environment, are compared in constant time, and are never logged or repeated.
+Tokens and keys come from files, which are read again when they change, or from the environment. Tokens are compared in
+constant time, kept as hashes only, and never logged or repeated.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from serving.watched import FileError, Watched, read
+
 TOKEN_VARIABLE = "SCENERANK_TOKEN"
 MINIMUM_TOKEN = 16
-OPEN_SERVICES = ("/grpc.health.v1.Health/",)  # a probe asks whether the server lives, not what it knows
 
 
-class AuthError(ValueError):
+class AuthError(FileError):
     """The server cannot be secured as asked; the message says what to change (and holds no secret)."""
+
+
+class Scope(Enum):
+    """What a token is good for. None includes another."""
+
+    RANK = "rank"
+    FEEDBACK = "feedback"
+    ADMIN = "admin"
+
+
+ALL = frozenset(Scope)
+OPEN_SERVICES = ("/grpc.health.v1.Health/",)  # a probe asks whether the server lives, not what it knows
+ANY_SCOPE_SERVICES = ("/grpc.reflection.",)  # tells what the proto file tells
+_SERVICE = "/scenerank.v1.RecommenderService/"
+# A method that does not stand here takes `admin`: what is forgotten is closed, not open.
+SCOPES: Mapping[str, Scope] = {
+    f"{_SERVICE}Rank": Scope.RANK,
+    f"{_SERVICE}Recommend": Scope.RANK,
+    f"{_SERVICE}Explain": Scope.RANK,
+    f"{_SERVICE}RecordFeedback": Scope.FEEDBACK,
+    f"{_SERVICE}RecordFeedbackStream": Scope.FEEDBACK,
+}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens that are let in: SHA-256 of each, with its scopes."""
+
+    scopes: Mapping[bytes, frozenset[Scope]] = field(repr=False)
+
+    def scopes_of(self, token: bytes) -> frozenset[Scope] | None:
+        """None for a token that is unknown. How long it takes says nothing about which tokens there are."""
+        sent, found = hashlib.sha256(token).digest(), None
+        for digest, scopes in self.scopes.items():
+            if hmac.compare_digest(sent, digest):
+                found = scopes
+        return found
+
+    @staticmethod
+    def one(token: str, source: str) -> Tokens:
+        """A single token, good for everything. Raises AuthError for one too short to keep anyone out."""
+        return Tokens({_digest(token, source): ALL})
+
+    @staticmethod
+    def parse(content: bytes, source: str) -> Tokens:
+        """One token a line, then its scopes, joined by commas (without any: all), then `#` and whose it is:
+
+            3f0c77...  rank,feedback  # the app
+            9d21ab...  admin          # night shift
+
+        Raises AuthError naming the line, and nothing that stands in it.
+        """
+        found: dict[bytes, frozenset[Scope]] = {}
+        try:
+            lines = content.decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise AuthError(f"{source}: is no text in UTF-8") from error
+        for number, line in enumerate(lines, start=1):
+            words = line.split()
+            comment = next((at for at, word in enumerate(words) if word.startswith("#")), len(words))
+            if not (words := words[:comment]):
+                continue
+            place = f"{source}, line {number}"
+            digest = _digest(words[0], place)
+            if digest in found:
+                raise AuthError(f"{place}: repeats the token of an earlier line; name all its scopes in one")
+            found[digest] = _scopes(words[1:], place)
+        if not found:
+            raise AuthError(f"{source}: holds no token; write one, such as that of `openssl rand -hex 32`")
+        return Tokens(found)
+
+
+def _digest(token: str, place: str) -> bytes:
+    if len(token) < MINIMUM_TOKEN:
+        raise AuthError(f"{place}: the token has under {MINIMUM_TOKEN} characters; take a longer one")
+    if not (token.isascii() and token.isprintable()):
+        raise AuthError(f"{place}: the token has characters that no call can carry; take printable ASCII")
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _scopes(words: list[str], place: str) -> frozenset[Scope]:
+    if len(words) > 1:
+        raise AuthError(f"{place}: has more than a token and its scopes; join scopes by commas, put # before a comment")
+    known = {scope.value: scope for scope in Scope}
+    names = words[0].split(",") if words else list(known)
+    if not set(names) <= known.keys():  # the word may be a secret in the wrong place: it is not repeated
+        raise AuthError(f"{place}: the second word must be scopes out of {', '.join(known)}, joined by commas")
+    return frozenset(known[name] for name in names)
+
+
+def tokens_from(path: Path | None) -> Callable[[], Tokens] | None:
+    """The tokens of a file, as it stands by then, else the one of the environment, else None (no token is asked).
+
+    Raises FileError for a file that cannot be read or does not say what is needed.
+    """
+    if path is not None:
+        return Watched([path], lambda content: Tokens.parse(content, str(path)))
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if not token:
+        return None
+    tokens = Tokens.one(token, TOKEN_VARIABLE)
+    return lambda: tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +140,41 @@ class Tls:
     client_ca: Path | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Raises AuthError for a file that cannot be read."""
-        return grpc.ssl_server_credentials(
-            [(_read(self.key), _read(self.certificate))],
-            root_certificates=_read(self.client_ca) if self.client_ca else None,
-            require_client_auth=self.client_ca is not None,
-        )
+        """A connection gets what the files hold when it begins; files that do not fit together change nothing.
 
+        Raises FileError where they cannot be used from the start.
+        """
+        watched = Watched(self._paths, self._configuration)
+        given = watched()
 
-def read_token(path: Path | None) -> str | None:
-    """The bearer token: the file's content, else that of the environment variable, else None (no token asked).
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
+            before, given = given, watched()
+            return None if given is before else given
 
-    Raises AuthError for a file that cannot be read and for a token that is too short to keep anyone out.
-    """
-    token = _read(path).decode().strip() if path else os.environ.get(TOKEN_VARIABLE, "").strip() or None
-    if token is not None and len(token) < MINIMUM_TOKEN:
-        raise AuthError(
-            f"the token of {path or TOKEN_VARIABLE} has under {MINIMUM_TOKEN} characters; take a longer one"
-        )
-    return token
+        return grpc.dynamic_ssl_server_credentials(given, changed, self.client_ca is not None)
+
+    @property
+    def _paths(self) -> tuple[Path, ...]:
+        return (self.certificate, self.key, *([self.client_ca] if self.client_ca else []))
+
+    def _configuration(self, certificate: bytes, key: bytes, client_ca: bytes | None = None) -> Any:
+        """Raises AuthError for a key that is not the certificate's, and for what is no certificate or key."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # It takes paths only, so what was checked is what was read if they still hold the same afterwards.
+            context.load_cert_chain(self.certificate, self.key, password="")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or "no PEM certificate and unencrypted private key"
+            raise AuthError(f"{self.certificate}, {self.key}: cannot be used together: {reason}") from error
+        if (read(self.certificate), read(self.key)) != (certificate, key):
+            raise AuthError(f"{self.certificate}, {self.key}: changed while they were read")
+        if client_ca is not None:
+            try:
+                context.load_verify_locations(cadata=client_ca.decode("ascii"))
+            except (OSError, ValueError) as error:
+                raise AuthError(f"{self.client_ca}: holds no PEM certificate of an authority") from error
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=client_ca)
 
 
 def require_loopback(address: str) -> None:
@@ -68,28 +191,39 @@ def require_loopback(address: str) -> None:
 
 
 class TokenInterceptor(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
-    """Lets calls in that carry `authorization: Bearer <token>`; health checks need none."""
+    """Lets calls in that carry `authorization: Bearer <token>` with the method's scope; health checks need none."""
 
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
-        self._refusal = grpc.unary_unary_rpc_method_handler(_refuse)
+    def __init__(self, tokens: Callable[[], Tokens]) -> None:
+        self._tokens = tokens
 
     def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
-        if details.method.startswith(OPEN_SERVICES) or self._is_valid(details.invocation_metadata):
-            return continuation(details)
-        return self._refusal
+        handler = continuation(details)
+        if details.method.startswith(OPEN_SERVICES):
+            return handler
+        scopes = self._tokens().scopes_of(_sent(details.invocation_metadata))
+        if scopes is None:
+            wanted = "this server wants the metadata `authorization: Bearer <token>`"
+            return _refusal(handler, grpc.StatusCode.UNAUTHENTICATED, wanted)
+        needed = SCOPES.get(details.method, Scope.ADMIN)
+        if needed in scopes or details.method.startswith(ANY_SCOPE_SERVICES):
+            return handler
+        lacking = f"the token lacks the scope that this method needs: {needed.value}"
+        return _refusal(handler, grpc.StatusCode.PERMISSION_DENIED, lacking)
 
-    def _is_valid(self, metadata: Any) -> bool:
-        sent = next((value for key, value in metadata if key == "authorization"), "")
-        return hmac.compare_digest(sent if isinstance(sent, bytes) else sent.encode(), self._expected)
+
+def _sent(metadata: Any) -> bytes:
+    """The bearer token of a call; empty where there is none."""
+    value = next((value for key, value in metadata if key == "authorization"), b"")
+    scheme, _, token = (value if isinstance(value, bytes) else value.encode()).partition(b" ")
+    return token if scheme.lower() == b"bearer" else b""
 
 
-def _refuse(request: object, context: grpc.ServicerContext) -> None:
-    context.abort(grpc.StatusCode.UNAUTHENTICATED, "this server wants the metadata `authorization: Bearer <token>`")
+def _refusal(handler: Any, code: grpc.StatusCode, details: str) -> Any:
+    """A handler of the same kind that ends the call. Of streams it reads nothing: the first message may never come."""
 
+    def refuse(_: object, context: grpc.ServicerContext) -> None:
+        context.abort(code, details)
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise AuthError(f"{path}: {error.strerror}") from error
+    if handler is not None and handler.unary_unary is not None:
+        return grpc.unary_unary_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(refuse)

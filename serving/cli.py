@@ -268,7 +268,12 @@ def serve(
     address: Annotated[str, typer.Option(help="Host and port; port 0: any free one.")] = "127.0.0.1:50051",
     certificate: Annotated[Path | None, typer.Option(help="PEM; with --key, TLS. Needed beyond this machine.")] = None,
     key: Annotated[Path | None, typer.Option(help="PEM of the certificate's private key.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="Callers must send this file's token.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="PEM; clients must show a certificate that it signed (mutual TLS).")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Callers must send one of its tokens: a line each, with the token's scopes.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Requests answered at the same time.")] = 4,
     waiting: Annotated[int, typer.Option(min=0, help="Further requests that wait; more are refused.")] = 16,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus metrics on 127.0.0.1.")] = None,
@@ -292,13 +297,15 @@ def serve(
     with explained():
         if (certificate is None) != (key is None):
             raise ValueError("TLS needs both --certificate and --key")
+        if client_ca is not None and certificate is None:
+            raise ValueError("--client-ca needs --certificate and --key: clients are known by TLS")
         target = workspace_of(workspace)
         options = server.ServerOptions(
             address=address,
             workers=workers,
             waiting=waiting,
-            tls=auth.Tls(certificate=certificate, key=key) if certificate and key else None,
-            token=auth.read_token(token_file),
+            tls=auth.Tls(certificate=certificate, key=key, client_ca=client_ca) if certificate and key else None,
+            tokens=auth.tokens_from(token_file),
             metrics_port=metrics_port,
         )
         found = target.index if target.index.exists() else None

@@ -34,11 +34,14 @@ class Violation:
 
 
 class InvalidRequest(ValueError):
-    """A request breaks rules of the contract; the message names field and rule, of the first `MAX_VIOLATIONS`."""
+    """A request breaks rules of the contract; the message names field and rule, of the first `MAX_VIOLATIONS`.
+
+    `violations` are those; `count` is of all.
+    """
 
     def __init__(self, violations: Sequence[Violation]) -> None:
-        self.violations = tuple(violations[:MAX_VIOLATIONS])
-        more = len(violations) - len(self.violations)
+        self.violations, self.count = tuple(violations[:MAX_VIOLATIONS]), len(violations)
+        more = self.count - len(self.violations)
         told = [f"{v.field}: {v.rule}" for v in self.violations]
         super().__init__("; ".join([*told, *([f"and {more} more"] if more else [])]))
 
@@ -199,7 +202,7 @@ def _candidates(poi_ids: Sequence[str]) -> Iterator[Violation]:
     for position, poi_id in enumerate(poi_ids):
         yield from _text(f"poi_ids[{position}]", poi_id)
         if first.setdefault(poi_id, position) != position:
-            yield Violation(f"poi_ids[{position}]", f"repeats poi_ids[{first[poi_id]}] = {quoted(poi_id)}")
+            yield Violation(f"poi_ids[{position}]", f"repeats poi_ids[{first[poi_id]}]")
             return
 
 

@@ -31,10 +31,11 @@ from feature_repo.workspace import Workspace
 from serving import certificate, wire
 from serving.admission import Admission, Expired, Gone, Overloaded
 from serving.attribution import Signer, key_of
-from serving.auth import Tls, TokenInterceptor, require_loopback
+from serving.auth import Tls, TokenInterceptor, Tokens, require_loopback
 from serving.degrade import Caller
 from serving.features import FeatureReader
 from serving.feedback import FeedbackBusy, FeedbackLog, FeedbackUnavailable, url_of
+from serving.malformed import MalformedInterceptor
 from serving.metrics import Metrics, MetricsInterceptor
 from serving.online import ServiceMismatch
 from serving.pipeline import NoIndex, Pipeline
@@ -64,7 +65,9 @@ class ServerOptions:
         workers: requests answered at the same time.
         waiting: further ones that wait; what more comes is refused.
         max_message_bytes: larger requests are refused; 1,000 ids of the longest allowed kind fit.
+        max_metadata_bytes: of a call's headers; more is refused.
         grace_seconds: how long a stop waits for answers under way.
+        tokens: those that are let in, as of now; None: no token is asked.
         metrics_port: where `/metrics` is served over HTTP, on 127.0.0.1; None: nowhere.
     """
 
@@ -72,9 +75,10 @@ class ServerOptions:
     workers: int = 4
     waiting: int = 16
     max_message_bytes: int = 2 * 1024 * 1024
+    max_metadata_bytes: int = 8 * 1024
     grace_seconds: float = 10.0
     tls: Tls | None = None
-    token: str | None = None
+    tokens: Callable[[], Tokens] | None = None
     metrics_port: int | None = None
 
 
@@ -216,14 +220,16 @@ class RunningServer:
 def create_server(pipeline: Pipeline, options: ServerOptions, feedback: FeedbackLog | None = None) -> RunningServer:
     """Start answering; without `feedback` none is taken.
 
-    Raises AuthError for plain text on an address that other machines can reach, RuntimeError if the address is taken.
+    Raises AuthError for plain text on an address that other machines can reach, FileError for TLS files that cannot be
+    used, RuntimeError if the address is taken.
     """
     if options.tls is None:
         require_loopback(options.address)
     metrics = Metrics()
     interceptors: list[grpc.ServerInterceptor] = [MetricsInterceptor(metrics)]
-    if options.token is not None:
-        interceptors.append(TokenInterceptor(options.token))
+    if options.tokens is not None:
+        interceptors.append(TokenInterceptor(options.tokens))
+    interceptors.append(MalformedInterceptor())
     streams = max(1, options.workers // 2)
     # Threads that wait for a seat, or refuse, cost nothing but their stack.
     threads = options.workers + options.waiting + streams + SPARE_THREADS
@@ -233,6 +239,9 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
         maximum_concurrent_rpcs=2 * threads,
         options=[
             ("grpc.max_receive_message_length", options.max_message_bytes),
+            # Two limits, soft and hard: between them gRPC refuses by chance.
+            ("grpc.max_metadata_size", options.max_metadata_bytes),
+            ("grpc.absolute_max_metadata_size", options.max_metadata_bytes),
             ("grpc.so_reuseport", 0),
         ],
     )

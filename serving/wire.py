@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from itertools import accumulate
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -38,6 +40,9 @@ OUTCOMES: dict[int, Outcome] = {
     pb.OUTCOME_CLICKED: Outcome.CLICKED,
     pb.OUTCOME_ORDERED: Outcome.ORDERED,
 }
+# A caller takes 8 KiB of trailers. There the message stands once with up to three bytes for one, and once more, beside
+# the violations, in base64, which adds a third.
+TOLD_BYTES, MESSAGE_BYTES, PART_BYTES = 3000, 700, 300
 STATUSES = {
     ValueStatus.PRESENT: pb.VALUE_STATUS_PRESENT,
     ValueStatus.MISSING: pb.VALUE_STATUS_MISSING,
@@ -152,15 +157,35 @@ def _degradation(degradation: Degradation) -> pb.Degradation:
 
 
 def bad_request(error: InvalidRequest) -> status_pb2.Status:
-    """INVALID_ARGUMENT with one field violation for each broken rule."""
+    """INVALID_ARGUMENT with a field violation for each broken rule, as many as there is room for in a call's trailers.
+
+    The message names the first ones and counts the others.
+    """
+    broken = [Violation(_clipped(v.field), _clipped(v.rule)) for v in error.violations]
+    told, named = _fitting(broken, TOLD_BYTES), _fitting(broken, MESSAGE_BYTES)
+    parts = [f"{v.field}: {v.rule}" for v in named]
+    if further := len(told) - len(named):
+        parts.append(f"{further} more in the details")
+    if untold := error.count - len(told):
+        parts.append(f"and {untold} more")
     details = error_details_pb2.BadRequest(
-        field_violations=[
-            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.rule) for v in error.violations
-        ]
+        field_violations=[error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.rule) for v in told]
     )
-    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=str(error))
+    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message="; ".join(parts))
     status.details.add().Pack(details)
     return status
+
+
+def _fitting(violations: Sequence[Violation], limit: int) -> list[Violation]:
+    """The first ones that have together at most so many bytes."""
+    sizes = accumulate(len(f"{v.field}: {v.rule}; ".encode()) for v in violations)
+    return [violation for violation, size in zip(violations, sizes, strict=True) if size <= limit]
+
+
+def _clipped(text: str) -> str:
+    """At most `PART_BYTES` of UTF-8, cut between characters."""
+    raw = text.encode()
+    return text if len(raw) <= PART_BYTES else raw[: PART_BYTES - 3].decode(errors="ignore") + "..."
 
 
 def overloaded(error: Overloaded) -> status_pb2.Status:

@@ -30,11 +30,12 @@ from torch import Tensor
 from feature_repo import columns
 from feature_repo.datasets.schema import Schema
 from feature_repo.files import replacing
+from trainers import inert
 from trainers.encoding import Encoding
 from trainers.knowledge import SCENE_SPACE, VectorMatrix
 from trainers.models.embedding import InputSizes
 from trainers.models.ranker import Ranker
-from trainers.plain import PlainDataError, from_plain, to_plain
+from trainers.plain import from_plain, to_plain
 from trainers.recipes import Recipe
 
 FORMAT = 1
@@ -153,7 +154,10 @@ def build_ranker(config: Ranker.Config, encoding: Encoding, matrices: Mapping[st
 
 
 def load(folder: Path) -> Bundle:
-    """Read and verify a bundle. Raises BundleError naming file and reason; runs no code from the folder."""
+    """Read and verify a bundle. Raises BundleError naming file and reason; runs no code from the folder.
+
+    Files larger than `trainers.inert` allows are not read, and no network is built that the weights are not made for.
+    """
     manifest = _manifest(folder)
     contents = {name: _verified(folder, name, digest) for name, digest in manifest.files.items()}
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
@@ -167,40 +171,59 @@ def load(folder: Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST}: names files {sorted(contents)} where {sorted(wanted)} are needed")
     try:
         encoding = Encoding.from_json(contents["encoding.json"].decode())
-        schema = Schema.from_json(contents["schema.json"].decode())
+        schema = from_plain(Schema, inert.json_of(contents["schema.json"]))
         matrices = {space: _matrix(space, manifest.knowledge_versions[space], contents) for space in spaces}
-        ranker = build_ranker(manifest.recipe.model, encoding, matrices)
-        ranker.load_state_dict(safetensors.torch.load(contents["weights.safetensors"]))
-    except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        ranker = _ranker(manifest.recipe.model, encoding, matrices, contents["weights.safetensors"])
+    except Exception as error:  # whatever parts bring about that do not fit, they cannot be used
         raise BundleError(f"{folder}: the parts do not fit together: {error}") from error
-    return Bundle(manifest=manifest, encoding=encoding, schema=schema, ranker=ranker.eval(), matrices=matrices)
+    return Bundle(manifest=manifest, encoding=encoding, schema=schema, ranker=ranker, matrices=matrices)
+
+
+def _ranker(config: Ranker.Config, encoding: Encoding, matrices: Mapping[str, VectorMatrix], weights: bytes) -> Ranker:
+    """The ranker with these weights, in eval mode; its memory is taken once they are known to be its own."""
+    with torch.device("meta"):
+        outline = Ranker(config, input_sizes(encoding), {s: torch.empty(m.matrix.shape) for s, m in matrices.items()})
+    try:
+        state = inert.tensors_of(weights, inert.state_of(outline))
+    except inert.Untrusted as error:
+        raise inert.Untrusted(f"weights.safetensors: {error}") from error
+    ranker = build_ranker(config, encoding, matrices)
+    ranker.load_state_dict(state)
+    return ranker.eval()
 
 
 def _manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
-    if not path.is_file() or path.is_symlink():
-        raise BundleError(f"{path}: no such file; a bundle is a folder with a manifest")
     try:
-        plain = json.loads(path.read_text())
+        plain = inert.json_of(inert.content_of(path, inert.MANIFEST_BYTES))
         found = plain.get("format") if isinstance(plain, dict) else None
         if found != FORMAT:
             raise BundleError(f"{path}: format {found!r}, this program reads format {FORMAT}; train again or upgrade")
         manifest = from_plain(Manifest, plain)
-    except (UnicodeDecodeError, json.JSONDecodeError, PlainDataError) as error:
+        said = manifest.content_hash()
+        inert.check_sizes(manifest.recipe.model, "recipe.model")
+    except BundleError:
+        raise
+    except inert.Untrusted as error:
+        raise BundleError(f"{path}: {error}; a bundle is a folder with a manifest") from error
+    except Exception as error:  # of whatever kind: numbers without end, nesting that JSON allows and Python does not
         raise BundleError(f"{path}: damaged: {error}") from error
     unsafe = [name for name in manifest.files if not FILE_NAME.fullmatch(name)]
     if unsafe:
         raise BundleError(f"{path}: names files that no bundle has: {unsafe}")
-    if manifest.content_hash() != manifest.version:
-        raise BundleError(f"{path}: damaged: its content has hash {manifest.content_hash()}, not {manifest.version}")
+    if said != manifest.version:
+        raise BundleError(f"{path}: damaged: its content has hash {said}, not {manifest.version}")
     return manifest
 
 
 def _verified(folder: Path, name: str, digest: str) -> bytes:
     path = folder / name
-    if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
-        raise BundleError(f"{path}: absent, or not a plain file")
-    content = path.read_bytes()
+    try:
+        if path.parent.is_symlink():
+            raise inert.Untrusted("lies in a folder that is a link")
+        content = inert.content_of(path, inert.JSON_BYTES if path.suffix == ".json" else inert.TABLE_BYTES)
+    except inert.Untrusted as error:
+        raise BundleError(f"{path}: {error}") from error
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise BundleError(f"{path}: damaged: SHA-256 {found}, the manifest says {digest}")
@@ -208,12 +231,25 @@ def _verified(folder: Path, name: str, digest: str) -> bytes:
 
 
 def _matrix(space: str, version: str, contents: Mapping[str, bytes]) -> VectorMatrix:
-    arrays = {name: t.numpy() for name, t in safetensors.torch.load(contents[f"vectors/{space}.safetensors"]).items()}
+    """Raises ValueError for vectors that are no space: other types and shapes, rows that are not there."""
+    place = f"vectors/{space}"
+    keys = inert.json_of(contents[f"{place}.keys.json"])
+    if space not in columns.SPACES or not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise inert.Untrusted(f"{place}.keys.json: a known space and a list of texts are needed")
+    records = inert.Declared(torch.int64, (len(keys),))
+    declared = {"matrix": inert.Declared(torch.float32, (None, None)), "rows": records, "available_at": records}
+    try:
+        tensors = inert.tensors_of(contents[f"{place}.safetensors"], declared)
+        matrix, rows, available_at = (tensors[name].numpy() for name in declared)
+        if not len(matrix) or matrix[0].any() or (len(rows) and not 1 <= rows.min() <= rows.max() < len(matrix)):
+            raise inert.Untrusted("row 0 must be zeros, and every record point to a row after it")
+    except inert.Untrusted as error:
+        raise inert.Untrusted(f"{place}.safetensors: {error}") from error
     return VectorMatrix(
         space=space,
         version=version,
-        matrix=arrays["matrix"],
-        keys=pa.array(json.loads(contents[f"vectors/{space}.keys.json"]), pa.string()),
-        rows=arrays["rows"],
-        available_at=arrays["available_at"],
+        matrix=matrix,
+        keys=pa.array(keys, pa.string()),
+        rows=rows,
+        available_at=available_at,
     )

@@ -7,10 +7,12 @@ plain data: it travels in the bundle as JSON and it is all that `Batch.from_arro
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ import pyarrow.compute as pc
 from feature_repo import columns, geo, hours
 from feature_repo.datasets.schema import Schema
 from feature_repo.scenes import EVENT_TIME_US, features_of
+from trainers.plain import from_plain
 from trainers.rows import Rows
 
 UNKNOWN = 0  # the id of a value that is missing or was not seen in training
@@ -141,18 +144,65 @@ class Encoding:
 
     @staticmethod
     def from_json(text: str) -> Encoding:
+        """Raises ValueError for what no encoding is: other entries or types, a column without a vocabulary."""
         raw = json.loads(text)
-        return Encoding(
-            timezone=raw["timezone"],
-            user_columns=tuple(raw["user_columns"]),
-            poi_columns=tuple(raw["poi_columns"]),
-            scene_features=tuple(raw["scene_features"]),
-            text_spaces=tuple(raw["text_spaces"]),
-            vocabularies={name: Vocabulary(tuple(values)) for name, values in raw["vocabularies"].items()},
-            scalers={name: Scaler(*pair) for name, pair in raw["scalers"].items()},
-            rates=(raw["rates"][0], raw["rates"][1]),
-            near_km=raw.get("near_km", 1.0),
+        written = raw.pop("vocabularies", None) if isinstance(raw, dict) else None
+        plain = from_plain(_Plain, raw)
+        encoding = Encoding(
+            timezone=plain.timezone,
+            user_columns=plain.user_columns,
+            poi_columns=plain.poi_columns,
+            scene_features=plain.scene_features,
+            text_spaces=plain.text_spaces,
+            vocabularies=_vocabularies(written),
+            scalers={name: Scaler(*pair) for name, pair in plain.scalers.items()},
+            rates=(plain.rates[0], plain.rates[1]),
+            near_km=plain.near_km,
         )
+        named = {*encoding.categorical_columns, *(columns.scene(name) for name in encoding.scene_features)}
+        if lacking := sorted(named - encoding.vocabularies.keys()):
+            raise ValueError(f"encoding: columns without a vocabulary: {lacking}")
+        return encoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plain:
+    """An encoding as JSON has it, without its vocabularies, which are too long to be read entry by entry."""
+
+    timezone: str
+    user_columns: tuple[str, ...]
+    poi_columns: tuple[str, ...]
+    scene_features: tuple[str, ...]
+    text_spaces: tuple[str, ...]
+    scalers: Mapping[str, tuple[float, ...]]
+    rates: tuple[float, ...]
+    near_km: float = 1.0
+
+    def __post_init__(self) -> None:
+        ZoneInfo(self.timezone)
+        numbers = [*self.rates, self.near_km, *(number for pair in self.scalers.values() for number in pair)]
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError("encoding: holds a number that is not finite")
+        if (
+            len(self.rates) != 2
+            or not self.near_km > 0
+            or any(len(p) != 2 or not p[1] > 0 for p in self.scalers.values())
+        ):
+            raise ValueError(
+                "encoding: two rates, near_km > 0 and a mean and a deviation > 0 of each scaler are needed"
+            )
+
+
+def _vocabularies(written: object) -> dict[str, Vocabulary]:
+    if not isinstance(written, dict):
+        raise ValueError("encoding: vocabularies are needed")
+    for name, values in written.items():
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise ValueError(f"encoding: the vocabulary of {name} must be a list of texts")
+        if len(set(values)) != len(values):
+            raise ValueError(f"encoding: the vocabulary of {name} holds a value twice")
+        pa.array(values, pa.string())  # a text that is no Unicode is found here, not in a request
+    return {name: Vocabulary(tuple(values)) for name, values in written.items()}
 
 
 def standardised(numbers: Mapping[str, np.ndarray], scalers: Mapping[str, Scaler], n: int) -> np.ndarray:

@@ -30,6 +30,7 @@ import torch
 
 from feature_repo import columns
 from feature_repo.files import replacing
+from trainers import faiss_file, inert
 from trainers.models.tower import QueryTower, TowerConfig, TowerSizes
 from trainers.plain import from_plain, to_plain
 from trainers.tower_inputs import TowerInputs, degrees
@@ -43,6 +44,22 @@ MANIFEST, INPUTS, WEIGHTS, INDEX, POIS = FILES = (
     "index.faiss",
     "pois.parquet",
 )
+LIMITS = {
+    MANIFEST: inert.MANIFEST_BYTES,
+    INPUTS: inert.JSON_BYTES,
+    WEIGHTS: inert.TABLE_BYTES,
+    INDEX: inert.TABLE_BYTES,
+    POIS: inert.TABLE_BYTES,
+}
+POI_SCHEMA = pa.schema(
+    {
+        columns.POI_ID: pa.string(),
+        columns.POI_LATITUDE: pa.float64(),
+        columns.POI_LONGITUDE: pa.float64(),
+        columns.OPEN_HOURS: pa.string(),
+    }
+)
+OPEN_HOURS_TEXT = "^([0-9a-fA-F]{42})?$"  # as `feature_repo.hours` writes them; empty: unknown
 TRAINING_POINTS_PER_LIST = 64
 MEASURED_QUERIES = 1000
 
@@ -189,22 +206,58 @@ def _content_hash(manifest: Mapping[str, Any]) -> str:
 def load(folder: Path) -> IndexArtefact:
     """Read and verify an artefact; what was hashed is what is read, and nothing in it is run.
 
+    FAISS reads its file, and the tower takes its memory, once they are known to be what the manifest declares.
+
     Raises:
         IndexArtefactError: a missing, surplus, damaged or mismatched file, or another format.
     """
     raw, contents = _verified(folder)
+    place = MANIFEST
     try:
         manifest = from_plain(IndexManifest, raw)
+        inert.check_sizes(manifest.tower, "tower")
+        place = INPUTS
         inputs = TowerInputs.from_json(contents[INPUTS].decode())
-        tower = QueryTower(manifest.tower, manifest.sizes)
-        tower.load_state_dict(safetensors.torch.load(contents[WEIGHTS]))
+        if inputs.sizes != manifest.sizes:
+            raise inert.Untrusted(f"is of towers with {inputs.sizes}, the manifest says {manifest.sizes}")
+        place = WEIGHTS
+        tower = _tower(manifest, contents[WEIGHTS])
+        place = POIS
+        pois = _pois(contents[POIS])
+        place = INDEX
+        plan = manifest.plan
+        faiss_file.check(contents[INDEX], len(pois), tower.width, None if plan.kind == "exact" else plan.lists)
+        if not 1 <= plan.probes <= plan.lists or (plan.kind == "exact" and plan.lists != 1):
+            raise inert.Untrusted(f"is searched in {plan.probes} of {plan.lists} lists, the manifest says")
         index = FAISS.deserialize_index(np.frombuffer(contents[INDEX], dtype=np.uint8))
-        pois = pq.read_table(pa.BufferReader(contents[POIS]))
-    except (TypeError, KeyError, ValueError, RuntimeError, pa.ArrowException) as error:
-        raise IndexArtefactError(f"{folder}: cannot be read: {error}; build the index again") from error
-    artefact = IndexArtefact(manifest=manifest, inputs=inputs, tower=tower.eval(), index=index, pois=pois)
-    _check_fit(artefact, folder)
-    return artefact
+    except Exception as error:  # whatever parts bring about that do not fit, they cannot be used
+        raise IndexArtefactError(f"{folder / place}: cannot be used: {error}; build the index again") from error
+    return IndexArtefact(manifest=manifest, inputs=inputs, tower=tower, index=index, pois=pois)
+
+
+def _tower(manifest: IndexManifest, weights: bytes) -> QueryTower:
+    """The query tower with these weights, in eval mode."""
+    with torch.device("meta"):
+        outline = QueryTower(manifest.tower, manifest.sizes)
+    state = inert.tensors_of(weights, inert.state_of(outline))
+    tower = QueryTower(manifest.tower, manifest.sizes)
+    tower.load_state_dict(state)
+    return tower.eval()
+
+
+def _pois(content: bytes) -> pa.Table:
+    """The table of POIs. Raises ValueError where it is another one than `filter_columns` makes."""
+    file = pq.ParquetFile(pa.BufferReader(content))
+    groups = [file.metadata.row_group(at).total_byte_size for at in range(file.metadata.num_row_groups)]
+    if file.schema_arrow.remove_metadata() != POI_SCHEMA or not sum(groups) <= inert.TABLE_BYTES:
+        raise inert.Untrusted(f"columns {POI_SCHEMA.names} are needed, of at most {inert.TABLE_BYTES} bytes")
+    pois = file.read()
+    ids, hours = pois[columns.POI_ID], pois[columns.OPEN_HOURS]
+    if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
+        raise inert.Untrusted("every POI needs an id of its own")
+    if not pc.all(pc.match_substring_regex(hours, OPEN_HOURS_TEXT), min_count=0).as_py():
+        raise inert.Untrusted("opening hours are 42 hexadecimal digits")
+    return pois
 
 
 def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -212,14 +265,17 @@ def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if present != sorted(FILES):
         raise IndexArtefactError(f"{folder}: holds {present}, an index artefact is {sorted(FILES)}; build it again")
-    if links := [name for name in FILES if (folder / name).is_symlink()]:
-        raise IndexArtefactError(f"{folder}: {links} are links; an artefact has plain files only")
-    contents = {name: (folder / name).read_bytes() for name in FILES}
+    contents = {}
+    for name, limit in LIMITS.items():
+        try:
+            contents[name] = inert.content_of(folder / name, limit)
+        except inert.Untrusted as error:
+            raise IndexArtefactError(f"{folder / name}: {error}; build the index again") from error
     try:
-        raw: dict[str, Any] = json.loads(contents.pop(MANIFEST))
+        raw: dict[str, Any] = inert.json_of(contents.pop(MANIFEST))
         said = _content_hash(raw)
-        found, hashes = raw.pop("format"), raw.pop("files")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found, hashes = raw.pop("format"), dict(raw.pop("files"))
+    except Exception as error:  # whatever it is, it is no manifest
         raise IndexArtefactError(f"{folder / MANIFEST}: is no manifest: {error!r}; build the index again") from error
     if found != FORMAT:
         raise IndexArtefactError(f"{folder}: has format {found!r}, this program reads {FORMAT}; build the index again")
@@ -229,18 +285,3 @@ def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         if hashlib.sha256(content).hexdigest() != hashes.get(name):
             raise IndexArtefactError(f"{folder / name}: does not have the hash that the manifest names; it is damaged")
     return raw, contents
-
-
-def _check_fit(artefact: IndexArtefact, folder: Path) -> None:
-    """The parts of one artefact belong together. Raises IndexArtefactError."""
-    index, tower = artefact.index, artefact.tower
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise IndexArtefactError(f"{folder / INDEX}: is not an inner-product index; build it again")
-    if index.ntotal != len(artefact.pois):
-        raise IndexArtefactError(f"{folder}: {index.ntotal} vectors for {len(artefact.pois)} POIs; build it again")
-    if index.d != tower.width:
-        raise IndexArtefactError(
-            f"{folder}: vectors of {index.d} numbers, the tower gives {tower.width}; build it again"
-        )
-    if not all(torch.isfinite(weight).all() for weight in tower.state_dict().values()):
-        raise IndexArtefactError(f"{folder / WEIGHTS}: holds a weight that is not finite; train again")

@@ -124,7 +124,7 @@ def build(
         trained_until=trained_until.as_py().isoformat(),
         seed=seed,
         tower=config.tower,
-        sizes=inputs.sizes(items),
+        sizes=inputs.sizes,
         plan=plan,
         knowledge_versions={} if data.text is None else {data.text.space: data.text.version},
         scene_fingerprints={f.name: f.fingerprint() for f in features_of(data.schema)},
@@ -270,7 +270,7 @@ def embed_items(tower: PoiTower, items: Items) -> np.ndarray:
 
 
 def _towers(config: TowerConfig, inputs: TowerInputs, items: Items, train: Clicks, text: np.ndarray | None) -> TwoTower:
-    sizes = inputs.sizes(items)
+    sizes = inputs.sizes
     poi = PoiTower(config, sizes, None if text is None else torch.from_numpy(text))
     if poi.text is not None:
         poi.text.fit(items.text_row_P)

@@ -107,14 +107,15 @@ class TowerInputs:
             text_row_P=torch.from_numpy(text_row),
         )
 
-    def sizes(self, items: Items) -> TowerSizes:
+    @property
+    def sizes(self) -> TowerSizes:
         encoding = self.encoding
         return TowerSizes(
             user=encoding.cardinalities(encoding.user_columns),
             scene=encoding.cardinalities([columns.scene(name) for name in encoding.scene_features]),
             poi=encoding.cardinalities(encoding.poi_columns),
             numbers=len(self._poi_free_numbers()),
-            place=items.place_PG.shape[1],
+            place=0 if self.frame is None else 2 * len(WAVELENGTHS_KM) * DIRECTIONS,
         )
 
     def to_json(self) -> str:
@@ -123,8 +124,11 @@ class TowerInputs:
 
     @staticmethod
     def from_json(text: str) -> TowerInputs:
+        """Raises ValueError or KeyError for what these are not."""
         raw = json.loads(text)
-        frame = None if raw["frame"] is None else PlaceFrame(raw["frame"][0], raw["frame"][1])
+        frame = None if raw["frame"] is None else PlaceFrame(*(float(degree) for degree in raw["frame"]))
+        if frame is not None and not (abs(frame.latitude) <= 90 and abs(frame.longitude) <= 180):
+            raise ValueError(f"the frame's origin must lie on the globe, is {raw['frame']}")
         return TowerInputs(Encoding.from_json(json.dumps(raw["encoding"])), frame)
 
     def _poi_free_numbers(self) -> list[int]:

@@ -30,12 +30,13 @@ class RecommenderServiceStub:
 
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
-    one violation for each broken rule, up to 20: the field's path and the rule in words. No id may contain the
-    character NUL.
+    one violation for each broken rule, up to 20 and as many as fit: the field's path and the rule in words. No id may
+    contain the character NUL. Also: bytes that are no message of the method's kind.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
     a google.rpc.RetryInfo, after its delay.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
-    UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
+    UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or an unknown one.
+    PERMISSION_DENIED: the token lacks the scope that the message names.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
     """
 
@@ -72,12 +73,13 @@ class RecommenderServiceServicer:
 
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
-    one violation for each broken rule, up to 20: the field's path and the rule in words. No id may contain the
-    character NUL.
+    one violation for each broken rule, up to 20 and as many as fit: the field's path and the rule in words. No id may
+    contain the character NUL. Also: bytes that are no message of the method's kind.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
     a google.rpc.RetryInfo, after its delay.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
-    UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
+    UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or an unknown one.
+    PERMISSION_DENIED: the token lacks the scope that the message names.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
     """
 
@@ -148,12 +150,13 @@ class RecommenderService:
 
     Errors of every method:
     INVALID_ARGUMENT: a field breaks a rule that stands beside it below. The status carries a google.rpc.BadRequest with
-    one violation for each broken rule, up to 20: the field's path and the rule in words. No id may contain the
-    character NUL.
+    one violation for each broken rule, up to 20 and as many as fit: the field's path and the rule in words. No id may
+    contain the character NUL. Also: bytes that are no message of the method's kind.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
     a google.rpc.RetryInfo, after its delay.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
-    UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
+    UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or an unknown one.
+    PERMISSION_DENIED: the token lacks the scope that the message names.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
     """
 

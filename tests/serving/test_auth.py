@@ -1,31 +1,73 @@
 from __future__ import annotations
 
+import logging
+import os
 import shutil
+import ssl
 import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from serving.auth import TOKEN_VARIABLE, AuthError, Tls, read_token, require_loopback
+from serving import watched
+from serving.auth import (
+    ALL,
+    SCOPES,
+    TOKEN_VARIABLE,
+    AuthError,
+    Scope,
+    Tls,
+    Tokens,
+    require_loopback,
+    tokens_from,
+)
 from serving.client import Access, Recommender
-from serving.server import ServerOptions, create_server
+from serving.server import SERVICE, ServerOptions, create_server
+from serving.v1 import recommender_pb2 as pb
+from serving.v1 import recommender_pb2_grpc as pb_grpc
+from serving.watched import FileError, Watched
 
 TOKEN = "correct-horse-battery-staple"
+RANK, FEEDBACK, ADMIN = (f"{scope.value}-{TOKEN}" for scope in Scope)
+TOKEN_FILE = f"""# whose they are stands behind them
+{RANK}  rank            # the app
+
+{FEEDBACK} feedback,rank
+{ADMIN}\tadmin # night shift
+{TOKEN}
+"""
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """A self-signed certificate for localhost, and another one."""
+    """Self-signed certificates for localhost, which sign one of a client each."""
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl program")
     folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*arguments: object) -> None:
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
     for name in ("server", "other"):
         files = ["-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem"]
-        subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *subject]
-        subprocess.run(command, check=True, capture_output=True)
+        subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
+        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *subject)
+        asked, key, signed = (folder / f"client-of-{name}.{ending}" for ending in ("csr", "key", "pem"))
+        openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", asked, "-subj", "/CN=client")
+        by = ["-CA", folder / f"{name}.pem", "-CAkey", folder / f"{name}.key", "-CAcreateserial", "-days", "2"]
+        openssl("x509", "-req", "-in", asked, "-out", signed, *by)
     return folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Files are looked at each time that their value is asked for."""
+    monkeypatch.setattr(watched, "EVERY_S", 0.0)
 
 
 def code_of(call) -> grpc.StatusCode:
@@ -48,26 +90,59 @@ def test_plain_text_is_refused_where_others_can_reach_it(address, pipeline):
         create_server(pipeline, ServerOptions(address=address))
 
 
-def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
+def test_tokens_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    assert read_token(None) is None
-    monkeypatch.setenv(TOKEN_VARIABLE, "from-the-environment")
-    assert read_token(None) == "from-the-environment"
+    assert tokens_from(None) is None
+    monkeypatch.setenv(TOKEN_VARIABLE, " from the environment\n")
+    assert tokens_from(None)().scopes_of(b"from the environment") == ALL
     (tmp_path / "token").write_text(f"{TOKEN}\n")
-    assert read_token(tmp_path / "token") == TOKEN
+    assert tokens_from(tmp_path / "token")().scopes_of(TOKEN.encode()) == ALL
 
 
-def test_a_short_or_absent_token_is_refused_and_not_repeated(tmp_path):
-    with pytest.raises(AuthError, match="No such file"):
-        read_token(tmp_path / "absent")
-    (tmp_path / "token").write_text("hunter2")
-    with pytest.raises(AuthError, match="under 16 characters") as caught:
-        read_token(tmp_path / "token")
-    assert "hunter2" not in str(caught.value)
+def test_a_line_of_the_file_is_a_token_with_its_scopes():
+    tokens = Tokens.parse(TOKEN_FILE.encode(), "tokens")
+    found = {token: tokens.scopes_of(token.encode()) for token in (RANK, FEEDBACK, ADMIN, TOKEN)}
+    assert found == {
+        RANK: {Scope.RANK},
+        FEEDBACK: {Scope.RANK, Scope.FEEDBACK},
+        ADMIN: {Scope.ADMIN},
+        TOKEN: ALL,
+    }
+    for unknown in (b"", b"rank", b"#", TOKEN[:-1].encode(), TOKEN.upper().encode(), f"{RANK} rank".encode()):
+        assert tokens.scopes_of(unknown) is None
+    assert TOKEN not in repr(tokens)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "holds no token"),
+        (b"# nobody\n\n", "holds no token"),
+        (b"hunter2-secret", r"line 1: the token has under 16 characters"),
+        (f"{TOKEN} rank\n{TOKEN} feedback".encode(), r"line 2: repeats the token of an earlier line"),
+        (f"{TOKEN} hunter2-secret".encode(), r"the second word must be scopes out of rank, feedback, admin"),
+        (f"{TOKEN} rank, feedback".encode(), r"has more than a token and its scopes"),
+        (f"{TOKEN} rank the hunter2-secret".encode(), r"has more than a token and its scopes"),
+        ("hunter2-secret-пароль".encode(), r"characters that no call can carry"),
+        (b"hunter2-secret-\xff\xfe", "is no text in UTF-8"),
+    ],
+)
+def test_a_file_that_keeps_nobody_out_is_refused_and_not_repeated(tmp_path, content, reason):
+    (tmp_path / "token").write_bytes(content)
+    with pytest.raises(AuthError, match=reason) as caught:
+        tokens_from(tmp_path / "token")
+    assert "hunter2" not in str(caught.value) and TOKEN not in str(caught.value)
+    with pytest.raises(FileError, match="absent: No such file"):
+        tokens_from(tmp_path / "absent")
+
+
+def test_every_method_has_a_scope():
+    methods = {f"/{SERVICE}/{method.name}" for method in pb.DESCRIPTOR.services_by_name["RecommenderService"].methods}
+    assert methods <= SCOPES.keys(), "a method without a scope takes admin: say so in serving.auth.SCOPES"
 
 
 def test_only_the_token_lets_in_and_health_needs_none(pipeline, asker, poi_ids, caplog):
-    server = create_server(pipeline, ServerOptions(token=TOKEN))
+    server = create_server(pipeline, ServerOptions(tokens=lambda: Tokens.one(TOKEN, "here")))
     address = f"127.0.0.1:{server.port}"
     try:
         for token in (None, TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "Bearer " + TOKEN):
@@ -81,6 +156,143 @@ def test_only_the_token_lets_in_and_health_needs_none(pipeline, asker, poi_ids, 
     finally:
         server.stop()
     assert TOKEN not in caplog.text
+
+
+def _never():
+    """Requests of a stream that says nothing for longer than anybody waits."""
+    time.sleep(60)
+    yield pb.RecordFeedbackRequest()
+
+
+CALLS: dict[str, Callable] = {
+    "Rank": lambda stub, **how: stub.Rank(pb.RankRequest(), **how),
+    "Recommend": lambda stub, **how: stub.Recommend(pb.RecommendRequest(), **how),
+    "RecordFeedback": lambda stub, **how: stub.RecordFeedback(pb.RecordFeedbackRequest(), **how),
+    "RecordFeedbackStream": lambda stub, **how: next(
+        stub.RecordFeedbackStream(iter([pb.RecordFeedbackRequest()]), **how)
+    ),
+}
+
+
+def refused(method: str, stub: pb_grpc.RecommenderServiceStub, token: str | None) -> grpc.RpcError:
+    metadata = [("authorization", f"bearer {token}")] if token else []
+    with pytest.raises(grpc.RpcError) as caught:
+        CALLS[method](stub, metadata=metadata, timeout=20)
+    assert TOKEN not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("method", CALLS)
+def test_each_method_wants_its_scope(pipeline, method):
+    server = create_server(pipeline, ServerOptions(tokens=lambda: Tokens.parse(TOKEN_FILE.encode(), "tokens")))
+    own = SCOPES[f"/{SERVICE}/{method}"]
+    # Past the door, an empty request is refused for what it lacks, or for the feedback that this server does not keep.
+    inside = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = pb_grpc.RecommenderServiceStub(channel)
+            for token, scopes in ((RANK, {Scope.RANK}), (ADMIN, {Scope.ADMIN}), (TOKEN, ALL)):
+                error = refused(method, stub, token)
+                if own in scopes:
+                    assert error.code() in inside
+                else:
+                    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+                    assert error.details().endswith(f"this method needs: {own.value}")
+            assert refused(method, stub, FEEDBACK).code() in inside
+            for token in (None, "unknown-" + TOKEN):
+                assert refused(method, stub, token).code() is grpc.StatusCode.UNAUTHENTICATED
+    finally:
+        server.stop()
+
+
+def test_a_stream_that_says_nothing_is_refused_at_once(pipeline):
+    server = create_server(pipeline, ServerOptions(tokens=lambda: Tokens.parse(TOKEN_FILE.encode(), "tokens")))
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = pb_grpc.RecommenderServiceStub(channel)
+            for token, code in ((TOKEN + "x", "UNAUTHENTICATED"), (RANK, "PERMISSION_DENIED")):
+                call = stub.RecordFeedbackStream(_never(), metadata=[("authorization", f"Bearer {token}")], timeout=20)
+                assert code_of(lambda c=call: next(c)).name == code
+            unknown = channel.unary_unary(f"/{SERVICE}/Nothing")
+            assert code_of(lambda: unknown(b"")) is grpc.StatusCode.UNAUTHENTICATED
+            told = [("authorization", f"Bearer {RANK}")]
+            assert code_of(lambda: unknown(b"", metadata=told)) is grpc.StatusCode.PERMISSION_DENIED
+            told = [("authorization", f"Bearer {ADMIN}")]
+            assert code_of(lambda: unknown(b"", metadata=told)) is grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        server.stop()
+
+
+def test_reflection_takes_any_token_and_only_a_token(pipeline):
+    server = create_server(pipeline, ServerOptions(tokens=lambda: Tokens.parse(TOKEN_FILE.encode(), "tokens")))
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                ProtoReflectionDescriptorDatabase(channel).get_services()
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            told = _Told(channel, [("authorization", f"Bearer {FEEDBACK}")])
+            assert SERVICE in ProtoReflectionDescriptorDatabase(told).get_services()
+    finally:
+        server.stop()
+
+
+class _Told:
+    """A channel that sends metadata with every stream."""
+
+    def __init__(self, channel: grpc.Channel, metadata: list[tuple[str, str]]) -> None:
+        self._channel, self._metadata = channel, metadata
+
+    def stream_stream(self, *arguments, **named):
+        call = self._channel.stream_stream(*arguments, **named)
+        return lambda requests, **how: call(requests, metadata=self._metadata)
+
+
+def test_tokens_are_rotated_while_the_server_runs(pipeline, asker, poi_ids, tmp_path, quick, caplog):
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "tokens"
+    path.write_text(f"{RANK} rank\n")
+    server = create_server(pipeline, ServerOptions(tokens=tokens_from(path)))
+    address = f"127.0.0.1:{server.port}"
+    try:
+        with (
+            Recommender(address, Access(token=RANK)) as before,
+            Recommender(address, Access(token=ADMIN)) as after,
+        ):
+            rank = {name: lambda c=client: c.rank(asker, poi_ids[:1]) for name, client in (("b", before), ("a", after))}
+            assert rank["b"]().poi_ids and code_of(rank["a"]) is grpc.StatusCode.UNAUTHENTICATED
+            path.write_text(f"{RANK} rank\n{ADMIN} rank\n")
+            assert rank["b"]().poi_ids and rank["a"]().poi_ids
+            path.write_text(f"{ADMIN} rank\n")
+            assert code_of(rank["b"]) is grpc.StatusCode.UNAUTHENTICATED and rank["a"]().poi_ids
+            for damage in (lambda: path.write_text(f"{RANK} everything"), path.unlink):
+                caplog.clear()
+                damage()
+                for _ in range(3):
+                    assert code_of(rank["b"]) is grpc.StatusCode.UNAUTHENTICATED and rank["a"]().poi_ids
+                assert caplog.text.count("what was read before stays in use") == 1, "told once"
+            path.write_text(f"{RANK} rank")
+            assert rank["b"]().poi_ids
+    finally:
+        server.stop()
+    assert TOKEN not in caplog.text
+
+
+def test_a_file_is_looked_at_once_a_second(tmp_path, monkeypatch):
+    path, clock = tmp_path / "file", [100.0]
+    monkeypatch.setattr(watched.time, "monotonic", lambda: clock[0])
+    path.write_text("1")
+    value = Watched([path], int)
+    path.write_text("2")
+    assert value() == 1
+    clock[0] += watched.EVERY_S
+    assert value() == 2
+
+
+def test_a_file_that_is_too_large_to_be_one_is_not_read_whole(tmp_path):
+    with (tmp_path / "tokens").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(FileError, match="more than 1048576 bytes"):
+        tokens_from(tmp_path / "tokens")
 
 
 def test_tls_from_files(pipeline, asker, poi_ids, certificates):
@@ -98,21 +310,108 @@ def test_tls_from_files(pipeline, asker, poi_ids, certificates):
         server.stop()
 
 
-def test_mutual_tls_wants_a_certificate_of_the_client(pipeline, asker, poi_ids, certificates):
-    pem, key = certificates / "server.pem", certificates / "server.key"
-    tls = Tls(certificate=pem, key=key, client_ca=pem)
-    server = create_server(pipeline, ServerOptions(tls=tls, address="127.0.0.1:0"))
+def shown_by(port: int) -> str:
+    """The certificate that a new connection gets."""
+    return ssl.get_server_certificate(("127.0.0.1", port), timeout=20)
+
+
+def test_certificates_are_rotated_while_clients_are_connected(
+    pipeline, asker, poi_ids, certificates, tmp_path, quick, caplog
+):
+    caplog.set_level(logging.INFO)
+    pem, key = tmp_path / "live.pem", tmp_path / "live.key"
+
+    def put(name: str, path: Path) -> None:
+        """As a renewal does it: written beside, then renamed, one file after the other."""
+        shutil.copy(certificates / f"{name}{path.suffix}", tmp_path / "new")
+        os.replace(tmp_path / "new", path)
+
+    put("server", pem)
+    put("server", key)
+    of = {name: (certificates / f"{name}.pem").read_text() for name in ("server", "other")}
+    server = create_server(pipeline, ServerOptions(tls=Tls(certificate=pem, key=key), address="127.0.0.1:0"))
+    address = f"localhost:{server.port}"
+    trusting = {name: Access(root_certificate=of[name].encode()) for name in of}
     try:
-        with Recommender(f"localhost:{server.port}", Access(root_certificate=pem.read_bytes())) as client:
-            assert code_of(lambda: client.rank(asker, poi_ids[:1])) is grpc.StatusCode.UNAVAILABLE
-        mine = Access(root_certificate=pem.read_bytes(), certificate=pem.read_bytes(), key=key.read_bytes())
-        with Recommender(f"localhost:{server.port}", mine) as client:
-            assert client.rank(asker, poi_ids[:1]).poi_ids == poi_ids[:1]
+        with Recommender(address, trusting["server"]) as connected:
+            assert connected.rank(asker, poi_ids[:1]).poi_ids
+            assert shown_by(server.port).split() == of["server"].split()
+            put("other", pem)  # between the two renames the key is not the certificate's
+            for _ in range(3):
+                assert shown_by(server.port).split() == of["server"].split()
+            assert caplog.text.count("cannot be used together: KEY_VALUES_MISMATCH") == 1
+            with Recommender(address, trusting["server"]) as client:
+                assert client.rank(asker, poi_ids[:1]).poi_ids
+            put("other", key)
+            assert shown_by(server.port).split() == of["other"].split()
+            with Recommender(address, trusting["other"]) as client:
+                assert client.rank(asker, poi_ids[:1]).poi_ids
+            assert connected.rank(asker, poi_ids[:1]).poi_ids, "the old connection goes on"
+            for damage in (lambda: key.write_bytes(key.read_bytes()[:100]), pem.unlink):
+                damage()
+                assert shown_by(server.port).split() == of["other"].split()
+    finally:
+        server.stop()
+    assert "changed, and taken up" in caplog.text and "PRIVATE" not in caplog.text
+
+
+def mine(certificates: Path, name: str) -> Access:
+    """A client that shows a certificate which `name` signed."""
+    return Access(
+        root_certificate=(certificates / "server.pem").read_bytes(),
+        certificate=(certificates / f"client-of-{name}.pem").read_bytes(),
+        key=(certificates / f"client-of-{name}.key").read_bytes(),
+    )
+
+
+def test_mutual_tls_wants_a_certificate_of_the_client_and_its_authority_is_rotated(
+    pipeline, asker, poi_ids, certificates, tmp_path, quick, caplog
+):
+    pem, key, authority = certificates / "server.pem", certificates / "server.key", tmp_path / "clients.pem"
+    shutil.copy(pem, authority)
+    tls = Tls(certificate=pem, key=key, client_ca=authority)
+    server = create_server(pipeline, ServerOptions(tls=tls, address="127.0.0.1:0"))
+
+    def comes_in(access: Access) -> bool:
+        with Recommender(f"localhost:{server.port}", access) as client:
+            try:
+                return bool(client.rank(asker, poi_ids[:1]).poi_ids)
+            except grpc.RpcError as error:
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
+                return False
+
+    try:
+        assert not comes_in(Access(root_certificate=pem.read_bytes()))
+        assert comes_in(mine(certificates, "server")) and not comes_in(mine(certificates, "other"))
+        shutil.copy(certificates / "other.pem", authority)
+        assert comes_in(mine(certificates, "other")) and not comes_in(mine(certificates, "server"))
+        authority.write_text("no certificate")
+        assert comes_in(mine(certificates, "other")) and not comes_in(mine(certificates, "server"))
+        assert "clients.pem: holds no PEM certificate" in caplog.text
+        authority.write_bytes(pem.read_bytes() + (certificates / "other.pem").read_bytes())
+        assert comes_in(mine(certificates, "other")) and comes_in(mine(certificates, "server"))
+        assert not comes_in(Access(root_certificate=pem.read_bytes()))
     finally:
         server.stop()
 
 
-def test_an_absent_certificate_is_named(pipeline, tmp_path):
-    tls = Tls(certificate=tmp_path / "absent.pem", key=tmp_path / "absent.key")
-    with pytest.raises(AuthError, match=r"absent\.key: No such file"):
+@pytest.mark.parametrize(
+    ("pem", "key", "reason"),
+    [
+        ("absent.pem", "server.key", r"absent\.pem: No such file"),
+        ("server.pem", "other.key", "cannot be used together: KEY_VALUES_MISMATCH"),
+        ("server.pem", "server.pem", "cannot be used together"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(pipeline, certificates, pem, key, reason):
+    tls = Tls(certificate=certificates / pem, key=certificates / key)
+    with pytest.raises(FileError, match=reason):
         create_server(pipeline, ServerOptions(tls=tls))
+
+
+def test_a_key_under_a_passphrase_is_refused_and_nobody_is_asked_for_it(pipeline, certificates, tmp_path):
+    sealed = tmp_path / "sealed.key"
+    command = ["openssl", "rsa", "-aes256", "-passout", "pass:hunter2", "-in", certificates / "server.key"]
+    subprocess.run([*command, "-out", sealed], check=True, capture_output=True)
+    with pytest.raises(AuthError, match="cannot be used together"):
+        create_server(pipeline, ServerOptions(tls=Tls(certificate=certificates / "server.pem", key=sealed)))

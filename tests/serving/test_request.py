@@ -75,7 +75,7 @@ def test_requests_at_the_edge_of_every_rule_pass():
         (in_context(scene_inputs={"temperature": float("inf")}), "context.scene_inputs['temperature']", "is inf"),
         (replace(RANK, poi_ids=[]), "poi_ids", "1 to 1000 elements, has 0"),
         (replace(RANK, poi_ids=["a"] * 1001), "poi_ids", "1 to 1000 elements, has 1001"),
-        (replace(RANK, poi_ids=["a", "b", "a"]), "poi_ids[2]", "repeats poi_ids[0] = 'a'"),
+        (replace(RANK, poi_ids=["a", "b", "a"]), "poi_ids[2]", "repeats poi_ids[0]"),
         (replace(RANK, poi_ids=["a", ""]), "poi_ids[1]", "is required"),
         (replace(RANK, limit=-1), "limit", "from 0 to 1000, is -1"),
         (replace(RECOMMEND, limit=1001), "limit", "is 1001"),

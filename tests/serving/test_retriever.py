@@ -50,7 +50,7 @@ def built(config: IndexConfig) -> Retriever:
     inputs = TowerInputs(encoding, PlaceFrame.fit(pois()))
     torch.manual_seed(0)
     tower_config = TowerConfig(embedding=4, hidden=8, taste=6)
-    sizes = inputs.sizes(inputs.items(pois(), None, 0))
+    sizes = inputs.sizes
     tower = QueryTower(tower_config, sizes).eval()
     vectors = np.random.default_rng(1).normal(size=(POIS, tower.width)).astype(np.float32)
     index, plan = build_index(vectors, vectors, config)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,10 @@ import pytest
 from feature_repo import columns, hours
 from feature_repo.datasets.schema import TIME, RequestField, Schema, Split
 from feature_repo.scenes import EVENT_TIME_US, evaluate, features_of
+from trainers import recipes
+from trainers.batch import Batch
+from trainers.bundle import Bundle, Manifest, build_ranker
+from trainers.encoding import Encoding
 from trainers.knowledge import VectorMatrix
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
@@ -110,3 +116,33 @@ def vectors(space: str, rows: int) -> VectorMatrix:
 @pytest.fixture(scope="session")
 def matrices() -> dict[str, VectorMatrix]:
     return {"scene_text": vectors("scene_text", 100), "poi_text": vectors("poi_text", POIS)}
+
+
+@pytest.fixture(scope="session")
+def bundle(pull: pa.Table, pull_schema: Schema, matrices: dict[str, VectorMatrix]) -> Bundle:
+    """An untrained LARR: what a bundle keeps does not depend on how good it is."""
+    recipe = replace(recipes.larr("tiny"), fit=replace(recipes.larr("tiny").fit, weight_decay=0))
+    encoding = Encoding.fit(pull, pull_schema)
+    used = {space: matrices[space] for space in ("poi_text", "scene_text")}
+    ranker = build_ranker(recipe.model, encoding, used)
+    ranker.fit_vectors(Batch.from_arrow(pull, encoding))
+    manifest = Manifest(
+        model=recipe.name,
+        service="planted_1",
+        features=("poi_profile:category", "user_state:recent_pois"),
+        scene_fingerprints={"weather": "abc"},
+        knowledge_versions={"poi_text": "poi_text-v1", "scene_text": "scene_text-v1"},
+        dataset="planted",
+        trained_until=pull_schema.split.valid,
+        seed=1,
+        recipe=recipe,
+        metrics={"click": {"auc": 0.5, "gauc": None}},
+        runtime={"python": "3.11"},
+    )
+    return Bundle.of(manifest, encoding, pull_schema, ranker, used)
+
+
+@pytest.fixture
+def folder(bundle: Bundle, tmp_path: Path) -> Path:
+    bundle.save(tmp_path / "bundle")
+    return tmp_path / "bundle"

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,40 +14,9 @@ import pytest
 from feature_repo.datasets.schema import Schema
 from trainers import recipes
 from trainers.batch import Batch
-from trainers.bundle import MANIFEST, Bundle, BundleError, Manifest, build_ranker, load
-from trainers.encoding import Encoding
+from trainers.bundle import MANIFEST, Bundle, BundleError, build_ranker, load
 from trainers.knowledge import VectorMatrix
 from trainers.rank import probabilities
-
-
-@pytest.fixture(scope="module")
-def bundle(pull: pa.Table, pull_schema: Schema, matrices: dict[str, VectorMatrix]) -> Bundle:
-    """An untrained LARR: what a bundle keeps does not depend on how good it is."""
-    recipe = replace(recipes.larr("tiny"), fit=replace(recipes.larr("tiny").fit, weight_decay=0))
-    encoding = Encoding.fit(pull, pull_schema)
-    used = {space: matrices[space] for space in ("poi_text", "scene_text")}
-    ranker = build_ranker(recipe.model, encoding, used)
-    ranker.fit_vectors(Batch.from_arrow(pull, encoding))
-    manifest = Manifest(
-        model=recipe.name,
-        service="planted_1",
-        features=("poi_profile:category", "user_state:recent_pois"),
-        scene_fingerprints={"weather": "abc"},
-        knowledge_versions={"poi_text": "poi_text-v1", "scene_text": "scene_text-v1"},
-        dataset="planted",
-        trained_until=pull_schema.split.valid,
-        seed=1,
-        recipe=recipe,
-        metrics={"click": {"auc": 0.5, "gauc": None}},
-        runtime={"python": "3.11"},
-    )
-    return Bundle.of(manifest, encoding, pull_schema, ranker, used)
-
-
-@pytest.fixture
-def folder(bundle: Bundle, tmp_path: Path) -> Path:
-    bundle.save(tmp_path / "bundle")
-    return tmp_path / "bundle"
 
 
 def test_what_is_loaded_is_what_was_saved(bundle: Bundle, folder: Path, pull: pa.Table) -> None:

@@ -62,7 +62,7 @@ def artefact(seed: int = 0) -> IndexArtefact:
     inputs = TowerInputs(encoding, PlaceFrame.fit(pois()))
     config = TowerConfig(embedding=2, hidden=4, taste=3)
     torch.manual_seed(seed)
-    sizes = inputs.sizes(inputs.items(pois(), None, 0))
+    sizes = inputs.sizes
     tower = QueryTower(config, sizes).eval()
     index, plan = build_index(unit(POIS, tower.width), unit(2, tower.width), IndexConfig())
     manifest = IndexManifest(

@@ -143,9 +143,15 @@ class LightGcn(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Make room for as many edges as were saved: a network that was just built has none."""
+        """Make room for as many edges as were saved: a network that was just built has none.
+
+        Raises ValueError for edges that are not in the graph: a product with such a matrix reads what is not its own.
+        """
         self._kept_VW = None
         saved = state_dict.get(f"{prefix}edge_M")
         if saved is not None:
+            pairs = self.sizes.users * self.sizes.pois
+            if len(saved) and not (saved[0] >= 0 and (saved.diff() > 0).all() and saved[-1] < pairs):
+                raise ValueError(f"{prefix}edge_M: edges must ascend from 0 to {pairs - 1}")
             self.edge_M = self.edge_M.new_empty(saved.numel())
         super()._load_from_state_dict(state_dict, prefix, *rest)
