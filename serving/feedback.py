@@ -249,7 +249,8 @@ def write(db: Connection, requests: Sequence[Sequence[FeedbackEvent]]) -> list[R
     answers: dict[str, dict[str, object]] = {}
     rows: dict[str, dict[str, object]] = {}
     for one in (one for events in requests for one in events):
-        answers.setdefault(one.answer.answer_id, _answer_row(one.answer))
+        if one.answer.answer_id not in answers:
+            answers[one.answer.answer_id] = _answer_row(one.answer)
         rows.setdefault(one.event_id, _event_row(one, received_us))
     # In the order of their keys: two servers that insert the same rows wait for each other, and never both.
     for part in _parts([answers[key] for key in sorted(answers)]):
