@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
 import threading
 import time
@@ -17,62 +16,17 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Connection,
-    Engine,
-    Float,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    create_engine,
-    event,
-    func,
-    select,
-)
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, func, select
 
 from feature_repo import columns
-from feature_repo.workspace import Workspace
 from serving.attribution import Attribution
+from serving.feedback_tables import ANSWERS, EVENTS, INSERTS, FeedbackUnavailable, opened
 
 log = logging.getLogger(__name__)
-URL_VARIABLE = "SCENERANK_FEEDBACK_URL"  # may hold a password: never an option of a command line
-INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 ROWS = 500  # of one statement
 CLOSE_S = 10.0
-MAKERS = 5  # servers that may start at the same time on an empty database
 GROUP_EVENTS = 5_000  # of one transaction, about
-_METADATA = MetaData()
-ANSWERS = Table(
-    "answers",
-    _METADATA,
-    Column("answer_id", String(64), primary_key=True),
-    Column("bundle", String(64), nullable=False),
-    Column(columns.USER_ID, String(256), nullable=False),
-    Column(columns.SCENARIO_ID, String(256), nullable=False),
-    Column("time_us", BigInteger, nullable=False),
-    Column(columns.LATITUDE, Float(53)),
-    Column(columns.LONGITUDE, Float(53)),
-    Column("scene_inputs", Text, nullable=False),
-)
-EVENTS = Table(
-    "feedback_events",
-    _METADATA,
-    Column("event_id", String(256), primary_key=True),
-    Column("answer_id", String(64), nullable=False, index=True),
-    Column(columns.POI_ID, String(256), nullable=False),
-    Column("outcome", String(8), nullable=False),
-    Column(columns.POSITION, Integer),
-    Column("time_us", BigInteger, nullable=False),
-    Column("received_us", BigInteger, nullable=False),
-)
 
 
 class Outcome(Enum):
@@ -87,7 +41,7 @@ class Outcome(Enum):
 class FeedbackEvent:
     """
     Attributes:
-        event_id: the caller's own.
+        event_id: the caller's own, unique among the events of one answer.
         position: where the place was shown, from 0; None: unknown.
         time_us: microseconds since the epoch UTC.
     """
@@ -98,6 +52,11 @@ class FeedbackEvent:
     outcome: Outcome
     position: int | None
     time_us: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """By which it counts once."""
+        return self.answer.answer_id, self.event_id
 
 
 @dataclass(frozen=True)
@@ -110,10 +69,6 @@ class Recorded:
 
 class FeedbackBusy(RuntimeError):
     """More events are waiting than are kept waiting; the caller may come again."""
-
-
-class FeedbackUnavailable(OSError):
-    """Events cannot be stored now; none of them was acknowledged."""
 
 
 @dataclass(frozen=True)
@@ -206,62 +161,27 @@ class FeedbackLog:
             yield group
 
 
-def url_of(workspace: Workspace) -> str:
-    """The database that the environment names, else the workspace's; it may hold a password."""
-    return os.environ.get(URL_VARIABLE) or f"sqlite:///{workspace.feedback}"
-
-
-def opened(url: str, lock_seconds: float = 5.0) -> Engine:
-    """The database, with its tables. Raises FeedbackUnavailable, without repeating the URL, which may hold a secret."""
-    try:
-        engine = create_engine(url, hide_parameters=True)  # ids belong in no log
-        if engine.dialect.name not in INSERTS:
-            raise FeedbackUnavailable(f"feedback is kept in SQLite or PostgreSQL, not in {engine.dialect.name}")
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", lambda connection, _: _durable(connection, lock_seconds))
-        _make_tables(engine)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        raise FeedbackUnavailable(
-            f"the feedback database cannot be opened ({type(error).__name__}): is {URL_VARIABLE} right, and is it up?"
-        ) from None  # the cause may repeat the URL
-    return engine
-
-
-def _make_tables(engine: Engine) -> None:
-    """Where another server makes the same table at the same time, one of the two is told that it is there."""
-    for attempt in range(MAKERS):
-        try:
-            return _METADATA.create_all(engine)
-        except SQLAlchemyError:
-            if attempt == MAKERS - 1:
-                raise
-
-
-def _durable(connection: Any, lock_seconds: float) -> None:
-    for setting in ("journal_mode = WAL", "synchronous = FULL", f"busy_timeout = {round(1000 * lock_seconds)}"):
-        connection.execute(f"PRAGMA {setting}")
-
-
 def write(db: Connection, requests: Sequence[Sequence[FeedbackEvent]]) -> list[Recorded]:
     """Insert the events of several callers in one transaction; of each caller, how many were new."""
     insert = INSERTS[db.dialect.name]
     received_us = time.time_ns() // 1000
     answers: dict[str, dict[str, object]] = {}
-    rows: dict[str, dict[str, object]] = {}
+    rows: dict[tuple[str, str], dict[str, object]] = {}
     for one in (one for events in requests for one in events):
         if one.answer.answer_id not in answers:
             answers[one.answer.answer_id] = _answer_row(one.answer)
-        rows.setdefault(one.event_id, _event_row(one, received_us))
+        rows.setdefault(one.key, _event_row(one, received_us))
     # In the order of their keys: two servers that insert the same rows wait for each other, and never both.
     for part in _parts([answers[key] for key in sorted(answers)]):
         db.execute(insert(ANSWERS).values(part).on_conflict_do_nothing())
-    new: set[str] = set()
+    new: set[tuple[str, str]] = set()
     for part in _parts([rows[key] for key in sorted(rows)]):
-        statement = insert(EVENTS).values(part).on_conflict_do_nothing().returning(EVENTS.c.event_id)
-        new.update(db.execute(statement).scalars())
+        statement = insert(EVENTS).values(part).on_conflict_do_nothing()
+        inserted = db.execute(statement.returning(EVENTS.c.answer_id, EVENTS.c.event_id))
+        new.update((answer_id, event_id) for answer_id, event_id in inserted)
     counts = []
     for events in requests:
-        first = new & {one.event_id for one in events}
+        first = new & {one.key for one in events}
         new -= first
         counts.append(Recorded(new=len(first), repeated=len(events) - len(first)))
     return counts

@@ -28,7 +28,8 @@ from sqlalchemy import ColumnElement, Engine, select
 from feature_repo import columns
 from feature_repo.datasets.schema import DataError, Dataset, Schema, Split
 from feature_repo.workspace import Workspace
-from serving.feedback import ANSWERS, EVENTS, Outcome
+from serving.feedback import Outcome
+from serving.feedback_tables import ANSWERS, EVENTS
 
 TABLES = ("users", "pois", "scenarios", "favourites")
 REQUEST = "feedback:"  # before the answer's id, in the log's `request_id`

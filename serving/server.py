@@ -33,7 +33,8 @@ from serving.admission import Admission, Expired, Gone, Overloaded
 from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, require_loopback
 from serving.features import FeatureReader
-from serving.feedback import FeedbackBusy, FeedbackLog, FeedbackUnavailable, url_of
+from serving.feedback import FeedbackBusy, FeedbackLog
+from serving.feedback_tables import FeedbackUnavailable, url_of
 from serving.metrics import Metrics, MetricsInterceptor
 from serving.online import ServiceMismatch
 from serving.pipeline import NoIndex, Pipeline

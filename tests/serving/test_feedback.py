@@ -9,24 +9,15 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, delete, select
+from sqlalchemy import create_engine, select
 
 from serving.attribution import Attribution
-from serving.feedback import (
-    ANSWERS,
-    EVENTS,
-    FeedbackBusy,
-    FeedbackEvent,
-    FeedbackLog,
-    FeedbackUnavailable,
-    Outcome,
-    Recorded,
-    counts,
-    opened,
-)
+from serving.feedback import FeedbackBusy, FeedbackEvent, FeedbackLog, Outcome, Recorded, counts
+from serving.feedback_tables import ANSWERS, EVENTS, FeedbackUnavailable
 from serving.request import Place, RequestContext
 
 # Eight callers bring events without end, each request twice, and say which were acknowledged.
@@ -49,23 +40,6 @@ for caller in range(8):
 """
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'feedback.db'}"
-    pg = request.getfixturevalue("postgres")
-    address = (
-        "postgresql+psycopg://{SCENERANK_PG_USER}:x@{SCENERANK_PG_HOST}:{SCENERANK_PG_PORT}/{SCENERANK_PG_DATABASE}"
-    )
-    url = address.format(**pg)
-    engine = opened(url)
-    with engine.begin() as db:
-        db.execute(delete(EVENTS))
-        db.execute(delete(ANSWERS))
-    engine.dispose()
-    return url
-
-
 def brought(name: str, count: int, outcome: Outcome = Outcome.SHOWN) -> list[FeedbackEvent]:
     """Events of one answer that bears the name."""
     context = RequestContext(
@@ -78,6 +52,15 @@ def brought(name: str, count: int, outcome: Outcome = Outcome.SHOWN) -> list[Fee
         )
         for at in range(count)
     ]
+
+
+def test_callers_that_count_alike_lose_nothing(url: str) -> None:
+    log = FeedbackLog(url)
+    first, second = ([replace(one, event_id=str(n)) for n, one in enumerate(brought(name, 3))] for name in "ab")
+    assert log.record([*first, *second]) == Recorded(new=6, repeated=0)
+    assert log.record([*second, *first]) == Recorded(new=0, repeated=6)
+    log.close()
+    assert stored(url) == ["0", "0", "1", "1", "2", "2"]
 
 
 def stored(url: str) -> list[str]:

@@ -14,8 +14,9 @@ from feature_repo import columns
 from feature_repo.datasets.schema import DataError, Schema
 from serving.attribution import Attribution
 from serving.client import Asker, Happened, Recommender, Wish, shown
-from serving.feedback import FeedbackEvent, FeedbackLog, Outcome, opened
+from serving.feedback import FeedbackEvent, FeedbackLog, Outcome
 from serving.feedback_export import REQUEST, Exported, grown
+from serving.feedback_tables import opened
 from serving.request import Place, RequestContext
 
 WAIT = timedelta(minutes=30)

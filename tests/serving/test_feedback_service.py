@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import create_engine, select
 
 from serving.client import Access, Asker, AsyncRecommender, Happened, Recommender, Wish, shown, violations
-from serving.feedback import ANSWERS, EVENTS, FeedbackLog
+from serving.feedback import FeedbackLog
+from serving.feedback_tables import ANSWERS, EVENTS
 from serving.server import ServerOptions, create_server, open_pipeline
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
