@@ -2,6 +2,9 @@
 
 Callers wait while one thread writes what all of them brought in one transaction (group commit): an event that was
 acknowledged is on disk. SQLite is kept in WAL mode with full synchronisation; PostgreSQL does that by itself.
+
+Where nothing is brought, that thread asks from time to time whether the database is there. While it is away, or hangs,
+events are refused at once; it may be away when a server starts, and is used as soon as it comes.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -21,11 +24,13 @@ from sqlalchemy import Connection, Engine, func, select
 
 from feature_repo import columns
 from serving.attribution import Attribution
-from serving.feedback_tables import ANSWERS, EVENTS, INSERTS, FeedbackUnavailable, opened
+from serving.feedback_tables import ANSWERS, EVENTS, INSERTS, FeedbackUnavailable, engine_of, make_tables
 
 log = logging.getLogger(__name__)
 ROWS = 500  # of one statement
 CLOSE_S = 10.0
+ASK_S = 2.0  # between questions whether the database is there
+ANSWER_S = 10.0  # a database that takes longer hangs
 GROUP_EVENTS = 5_000  # of one transaction, about
 
 
@@ -83,38 +88,60 @@ class FeedbackLog:
     """The log of one database, which several servers may share; safe to call from threads.
 
     Args:
-        url: of SQLAlchemy: SQLite or PostgreSQL.
+        url: of SQLAlchemy: SQLite or PostgreSQL. The database need not be there yet.
         waiting: callers that wait at most.
         lock_seconds: how long SQLite waits for another process that writes.
+        ask_seconds: between questions whether the database is there.
+        answer_seconds: how long events wait to be stored; a database that takes longer counts as away.
     Raises:
-        FeedbackUnavailable: the database cannot be opened, or is of another kind.
+        FeedbackUnavailable: the URL names no database that can be used.
     """
 
-    def __init__(self, url: str, *, waiting: int = 256, lock_seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        waiting: int = 256,
+        lock_seconds: float = 5.0,
+        ask_seconds: float = ASK_S,
+        answer_seconds: float = ANSWER_S,
+    ) -> None:
         self._brought: queue.Queue[_Brought | None] = queue.Queue(maxsize=waiting)
-        self._engine = opened(url, lock_seconds)
-        self._writer = threading.Thread(target=self._write_all, name="feedback", daemon=True)
+        self._engine = engine_of(url, lock_seconds)
+        self._ask_s, self._answer_s = ask_seconds, answer_seconds
+        self._has_tables = False
+        self._is_away = False  # until the first question was answered, callers wait for it
+        self._busy_since: float | None = None
+        self._writer = threading.Thread(target=self._work, name="feedback", daemon=True)
         self._door = threading.Lock()  # nothing is brought after the end was
         self._closed = False
         self._writer.start()
+
+    @property
+    def available(self) -> bool:
+        """Whether the database answered when it was last asked, and does not hang."""
+        since = self._busy_since
+        return not self._is_away and (since is None or time.monotonic() - since < self._answer_s)
 
     def record(self, events: Sequence[FeedbackEvent], timeout_s: float | None = None) -> Recorded:
         """Returns once all of them are on disk.
 
         Raises:
             FeedbackBusy: too many callers wait already.
-            FeedbackUnavailable: the database refused, or did not answer in time.
+            FeedbackUnavailable: the database is away, refused, or did not answer in time.
         """
         brought = _Brought(events, Future())
         try:
             with self._door:
                 if self._closed:
                     raise FeedbackUnavailable("the server is stopping")
+                if not self.available:
+                    raise FeedbackUnavailable("the feedback database is away; send the events again later")
                 self._brought.put_nowait(brought)
         except queue.Full:
             raise FeedbackBusy("too many events are waiting to be stored") from None
         try:
-            return brought.done.result(timeout_s)
+            return brought.done.result(self._answer_s if timeout_s is None else min(timeout_s, self._answer_s))
         except TimeoutError:
             raise FeedbackUnavailable("the events were not stored in time; they may be yet") from None
 
@@ -131,22 +158,62 @@ class FeedbackLog:
         self._engine.dispose()
         return True
 
-    def _write_all(self) -> None:
+    def _work(self) -> None:
+        self._ask()
         for group in self._groups():
-            try:
-                with self._engine.begin() as db:
-                    counts = write(db, [brought.events for brought in group])
-            except Exception as error:  # whatever it is, callers must not wait for ever
-                log.error("feedback could not be stored: %s", type(error).__name__)
-                for brought in group:
-                    brought.done.set_exception(FeedbackUnavailable("the events could not be stored"))
-                continue
-            for brought, recorded in zip(group, counts, strict=True):
-                brought.done.set_result(recorded)
+            if group:
+                self._store(group)
+            else:
+                self._ask()
+
+    def _ask(self) -> None:
+        """Whether the database is there; one that has come gets its tables."""
+        try:
+            with self._busy():
+                if not self._has_tables:
+                    make_tables(self._engine)
+                with self._engine.connect() as db:
+                    db.execute(select(EVENTS.c.event_id).limit(1)).all()
+        except Exception as error:  # whatever it is, the next question may be answered
+            if not self._is_away:
+                log.warning("the feedback database is away: %s; it is asked again and again", type(error).__name__)
+            self._has_tables, self._is_away = False, True
+            return
+        if self._is_away:
+            log.warning("the feedback database is back")
+        self._has_tables, self._is_away = True, False
+
+    def _store(self, group: Sequence[_Brought]) -> None:
+        try:
+            with self._busy(), self._engine.begin() as db:
+                counts = write(db, [brought.events for brought in group])
+        except Exception as error:  # whatever it is, callers must not wait for ever
+            log.error("feedback could not be stored: %s", type(error).__name__)
+            for brought in group:
+                brought.done.set_exception(FeedbackUnavailable("the events could not be stored"))
+            self._ask()
+            return
+        for brought, recorded in zip(group, counts, strict=True):
+            brought.done.set_result(recorded)
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._busy_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy_since = None
 
     def _groups(self) -> Iterator[list[_Brought]]:
-        """What is waiting, together; ends when the log is closed."""
-        while (first := self._brought.get()) is not None:
+        """What is waiting, together; nothing where nothing came for a while; ends when the log is closed."""
+        while True:
+            try:
+                first = self._brought.get(timeout=self._ask_s)
+            except queue.Empty:
+                yield []
+                continue
+            if first is None:
+                return
             group, events = [first], len(first.events)
             while events < GROUP_EVENTS:
                 try:

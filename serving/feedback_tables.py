@@ -23,6 +23,7 @@ from sqlalchemy import (
     create_engine,
     event,
     inspect,
+    make_url,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,6 +33,15 @@ from feature_repo.workspace import Workspace
 
 URL_VARIABLE = "SCENERANK_FEEDBACK_URL"  # may hold a password: never an option of a command line
 INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+# A PostgreSQL that does not answer is given up: while a connection is made, and on one whose other end is gone.
+LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
+PATIENCE = {
+    "connect_timeout": "5",
+    "tcp_user_timeout": "10000",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+}
 MAKERS = 0x5CE9E  # the lock under which servers of one PostgreSQL make tables, one after the other
 METADATA = MetaData()
 ANSWERS = Table(
@@ -68,16 +78,31 @@ def url_of(workspace: Workspace) -> str:
     return os.environ.get(URL_VARIABLE) or f"sqlite:///{workspace.feedback}"
 
 
-def opened(url: str, lock_seconds: float = 5.0) -> Engine:
-    """The database, with its tables. Raises FeedbackUnavailable, without repeating the URL, which may hold a secret."""
+def engine_of(url: str, lock_seconds: float = 5.0) -> Engine:
+    """The database, which is not reached for yet. Raises FeedbackUnavailable for a URL that names none, without
+    repeating it: it may hold a secret."""
     try:
-        engine = create_engine(url, hide_parameters=True)  # ids belong in no log
-        if engine.dialect.name not in INSERTS:
-            raise FeedbackUnavailable(f"feedback is kept in SQLite or PostgreSQL, not in {engine.dialect.name}")
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", lambda connection, _: _durable(connection, lock_seconds))
-        make_tables(engine)
+        where = make_url(url)
+        if where.drivername in LIBPQ:
+            where = where.set(query={**PATIENCE, **where.query})
+        engine = create_engine(where, hide_parameters=True, pool_pre_ping=True)  # ids belong in no log
     except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise FeedbackUnavailable(
+            f"the feedback database cannot be used ({type(error).__name__}): is {URL_VARIABLE} right?"
+        ) from None  # the cause may repeat the URL
+    if engine.dialect.name not in INSERTS:
+        raise FeedbackUnavailable(f"feedback is kept in SQLite or PostgreSQL, not in {engine.dialect.name}")
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", lambda connection, _: _durable(connection, lock_seconds))
+    return engine
+
+
+def opened(url: str) -> Engine:
+    """The database, with its tables. Raises FeedbackUnavailable where it is away, or the URL names none."""
+    engine = engine_of(url)
+    try:
+        make_tables(engine)
+    except SQLAlchemyError as error:
         raise FeedbackUnavailable(
             f"the feedback database cannot be opened ({type(error).__name__}): is {URL_VARIABLE} right, and is it up?"
         ) from None  # the cause may repeat the URL

@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, select
 
 from serving.attribution import Attribution
 from serving.feedback import FeedbackBusy, FeedbackEvent, FeedbackLog, Outcome, Recorded, counts
-from serving.feedback_tables import ANSWERS, EVENTS, FeedbackUnavailable
+from serving.feedback_tables import ANSWERS, EVENTS, FeedbackUnavailable, opened
 from serving.request import Place, RequestContext
 
 # Eight callers bring events without end, each request twice, and say which were acknowledged.
@@ -177,8 +177,15 @@ def test_servers_that_start_together_share_a_new_database(tmp_path: Path) -> Non
 )
 def test_a_database_that_cannot_be_used_is_told_without_its_password(url: str) -> None:
     with pytest.raises(FeedbackUnavailable) as refused:
-        FeedbackLog(url)
+        opened(url)
     assert "secret" not in str(refused.value) and refused.value.__suppress_context__
+
+
+@pytest.mark.parametrize("url", ["mysql://x:secret@nowhere/db", "postgresql+psycopg://u@127.0.0.1:secret/db", "?"])
+def test_a_url_that_names_no_database_is_told_at_once(url: str) -> None:
+    with pytest.raises(FeedbackUnavailable) as refused:
+        FeedbackLog(url)
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.full)])
