@@ -122,7 +122,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         return _guarded(partial(self._admitted, answer, context), context)
 
     def _admitted(self, answer: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:
-        with self._admission.entered(_remaining_s(context), context.is_active):
+        with self._admission.entered(_remaining_s(context), context.add_callback):
             return answer()
 
     def RecordFeedback(
