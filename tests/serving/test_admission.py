@@ -216,18 +216,17 @@ def test_a_storm_of_callers_that_leave_and_are_late_loses_nobody():
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(rng.uniform(0, 0.02))
+        time.sleep(rng.uniform(0, 0.1))
         with lock:
             now -= 1
 
     callers = []
-    for _ in range(600):
+    for _ in range(300):
         callers.append(Caller(admission, work, rng.choice([None, 0.001, 0.05])))
         for caller in rng.sample(callers[-10:], k=min(3, len(callers))):
             if rng.random() < 0.4:
                 caller.leave()
         assert 0 <= admission.inside <= 11 and 0 <= admission.waiting <= 8
-        time.sleep(rng.uniform(0, 0.001))
     for caller in callers:
         caller.join(10)
     assert Counter(caller.then for caller in callers).keys() == {"done", "Overloaded", "Expired", "Gone"}
