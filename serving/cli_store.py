@@ -108,6 +108,7 @@ def feedback(
     WORKSPACE/feedback.db, or in the database that SCENERANK_FEEDBACK_URL names, as
     postgresql+psycopg://user:password@host/database.
     """
+    from feature_repo.datasets.schema import Schema
     from serving import feedback_tables, screen, stages
     from serving.feedback import counts
 
@@ -125,6 +126,11 @@ def feedback(
             f"{exported.waiting:,} answers are too young, {exported.unknown:,} places left out whose user, POI or "
             "scenario the data set lacks"
         )
+        if exported.foreign:
+            screen.console.print(
+                f"{exported.foreign:,} answers left out that were of another data set than "
+                f"{Schema.load(target.schema).identity}: there, the same ids name others"
+            )
 
 
 VERBS = (freshness, stream, feedback)

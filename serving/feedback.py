@@ -259,6 +259,7 @@ def _answer_row(answer: Attribution) -> dict[str, object]:
     return {
         "answer_id": answer.answer_id,
         "bundle": answer.bundle,
+        "dataset": answer.dataset or None,
         columns.USER_ID: context.user_id,
         columns.SCENARIO_ID: context.scenario_id,
         "time_us": answer.time_us,

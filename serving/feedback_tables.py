@@ -1,7 +1,8 @@
 """The tables of the feedback log in SQLite or PostgreSQL: how they are reached, made, and brought up to date.
 
-An event is known by its answer and its id together: callers of different answers may count 1, 2, 3 alike. Tables that
-an older version made, where ids were unique among all events, are changed in one transaction.
+An event is known by its answer and its id together: callers of different answers may count 1, 2, 3 alike. An answer
+says of which data set it was. Tables of older versions, where ids were unique among all events and answers did not say
+so, are changed in one transaction.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ ANSWERS = Table(
     METADATA,
     Column("answer_id", String(64), primary_key=True),
     Column("bundle", String(64), nullable=False),
+    Column("dataset", String(256)),  # null: of an older server, which did not say
     Column(columns.USER_ID, String(256), nullable=False),
     Column(columns.SCENARIO_ID, String(256), nullable=False),
     Column("time_us", BigInteger, nullable=False),
@@ -121,6 +123,8 @@ def make_tables(engine: Engine) -> None:
             key = there.get_pk_constraint(EVENTS.name)
             if key["constrained_columns"] == ["event_id"]:
                 _know_events_by_answer(db, str(key["name"]))
+        if there.has_table(ANSWERS.name) and "dataset" not in {c["name"] for c in there.get_columns(ANSWERS.name)}:
+            db.exec_driver_sql(f"ALTER TABLE {ANSWERS.name} ADD COLUMN dataset VARCHAR(256)")
         METADATA.create_all(db)
 
 

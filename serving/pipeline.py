@@ -162,7 +162,8 @@ class Pipeline:
         )
 
     def _token(self, context: RequestContext, time_us: int) -> str:
-        return self.signer.token(self.bundle.manifest.version, replace(context, time_us=time_us))
+        bundle = self.bundle
+        return self.signer.token(bundle.manifest.version, bundle.schema.identity, replace(context, time_us=time_us))
 
     def _hour_of_week(self, time_us: int) -> int:
         return int(hour_of_week(np.array([time_us]), self.bundle.schema.timezone)[0])

@@ -45,7 +45,7 @@ def brought(name: str, count: int, outcome: Outcome = Outcome.SHOWN) -> list[Fee
     context = RequestContext(
         user_id="u1", scenario_id="search", time_us=10, place=Place(60.0, 25.0), scene_inputs={"weather": "rain"}
     )
-    answer = Attribution(answer_id=name, bundle="b", context=context)
+    answer = Attribution(answer_id=name, bundle="b", dataset="city", context=context)
     return [
         FeedbackEvent(
             event_id=f"{name}/{at}", answer=answer, poi_id=f"p{at}", outcome=outcome, position=at, time_us=20 + at
@@ -80,6 +80,7 @@ def test_events_and_their_answer_are_kept(url: str) -> None:
     assert dict(answer) == {
         "answer_id": "a",
         "bundle": "b",
+        "dataset": "city",
         "user_id": "u1",
         "scenario_id": "search",
         "time_us": 10,

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, inspect, text
 
 from serving.feedback import FeedbackLog, Recorded
-from serving.feedback_tables import EVENTS, make_tables, opened
+from serving.feedback_tables import ANSWERS, EVENTS, make_tables, opened
 from tests.serving.test_feedback import brought, stored
 
 # As the first version made them: an event's id was unique among all events.
@@ -49,7 +49,9 @@ def test_what_the_first_version_stored_is_kept_and_counts_once(first: str) -> No
     engine = opened(first)
     assert events(engine) == KEPT
     assert inspect(engine).get_pk_constraint(EVENTS.name)["constrained_columns"] == ["answer_id", "event_id"]
-    assert inspect(engine).get_table_names() == ["answers", "feedback_events"]
+    with engine.connect() as db:
+        assert db.execute(ANSWERS.select()).mappings().one()["dataset"] is None
+    assert sorted(inspect(engine).get_table_names()) == ["answers", "feedback_events"]
     make_tables(engine)  # again, as at every start
     assert events(engine) == KEPT
     log = FeedbackLog(first)

@@ -21,7 +21,9 @@ def request_of(*tokens: str) -> pb.RecordFeedbackRequest:
 
 def test_events_of_one_answer_share_what_its_token_says() -> None:
     signer = Signer()
-    first, second = (signer.token("b", RequestContext(user_id=user, scenario_id="s", time_us=1)) for user in "uv")
+    first, second = (
+        signer.token("b", "city", RequestContext(user_id=user, scenario_id="s", time_us=1)) for user in "uv"
+    )
     events = wire.feedback_events(request_of(first, second, *[first] * 998), signer)
     assert [one.event_id for one in events] == [str(number) for number in range(1000)]
     assert [one.answer.context.user_id for one in events] == ["u", "v", *["u"] * 998]
@@ -30,7 +32,7 @@ def test_events_of_one_answer_share_what_its_token_says() -> None:
 
 def test_a_token_that_nobody_gave_out_is_named_at_each_of_its_events() -> None:
     signer = Signer()
-    good = signer.token("b", RequestContext(user_id="u", scenario_id="s", time_us=1))
+    good = signer.token("b", "city", RequestContext(user_id="u", scenario_id="s", time_us=1))
     with pytest.raises(InvalidRequest) as refused:
         wire.feedback_events(request_of("?", good, "?"), signer)
     assert [v.field for v in refused.value.violations] == ["events[0].attribution_token", "events[2].attribution_token"]
