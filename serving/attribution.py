@@ -38,11 +38,13 @@ class Attribution:
     Attributes:
         answer_id: unique.
         bundle: version of the bundle that answered.
+        dataset: whose users and POIs the ids name (`Schema.identity`); empty in tokens of older servers.
         context: of the request; its time is that of the answer.
     """
 
     answer_id: str
     bundle: str
+    dataset: str
     context: RequestContext
 
     @property
@@ -63,7 +65,7 @@ class Signer:
         if len(self._key) < KEY_BYTES:
             raise ValueError(f"a key for attribution tokens needs {KEY_BYTES} bytes, has {len(self._key)}")
 
-    def token(self, bundle: str, context: RequestContext) -> str:
+    def token(self, bundle: str, dataset: str, context: RequestContext) -> str:
         """A token of a new answer, URL-safe characters."""
         place = context.place and [context.place.latitude, context.place.longitude]
         said = [
@@ -74,6 +76,7 @@ class Signer:
             context.time_us,
             place,
             dict(context.scene_inputs),
+            dataset,
         ]
         body = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
         return base64.urlsafe_b64encode(self._signature(body) + body).decode().rstrip("=")
@@ -96,7 +99,7 @@ class Signer:
 
 
 def _attribution(said: Sequence[Any]) -> Attribution:
-    answer_id, bundle, user_id, scenario_id, time_us, place, scene_inputs = said
+    answer_id, bundle, user_id, scenario_id, time_us, place, scene_inputs, *dataset = said
     context = RequestContext(
         user_id=user_id,
         scenario_id=scenario_id,
@@ -104,7 +107,7 @@ def _attribution(said: Sequence[Any]) -> Attribution:
         place=None if place is None else Place(*place),
         scene_inputs=scene_inputs,
     )
-    return Attribution(answer_id=answer_id, bundle=bundle, context=context)
+    return Attribution(answer_id=answer_id, bundle=bundle, dataset=dataset[0] if dataset else "", context=context)
 
 
 def key_of(path: Path) -> bytes:

@@ -108,14 +108,15 @@ def feedback(
     WORKSPACE/feedback.db, or in the database that SCENERANK_FEEDBACK_URL names, as
     postgresql+psycopg://user:password@host/database.
     """
-    from serving import feedback as log
-    from serving import screen, stages
+    from feature_repo.datasets.schema import Schema
+    from serving import feedback_tables, screen, stages
+    from serving.feedback import counts
 
     with explained():
         target = workspace_of(workspace)
-        engine = log.opened(log.url_of(target))
+        engine = feedback_tables.opened(feedback_tables.url_of(target))
         if action is FeedbackAction.STATUS:
-            found = log.counts(engine)
+            found = counts(engine)
             screen.console.print(", ".join(f"{count:,} {outcome}" for outcome, count in found.items()))
             return
         with screen.stage("export feedback") as report:
@@ -125,6 +126,11 @@ def feedback(
             f"{exported.waiting:,} answers are too young, {exported.unknown:,} places left out whose user, POI or "
             "scenario the data set lacks"
         )
+        if exported.foreign:
+            screen.console.print(
+                f"{exported.foreign:,} answers left out that were of another data set than "
+                f"{Schema.load(target.schema).identity}: there, the same ids name others"
+            )
 
 
 VERBS = (freshness, stream, feedback)

@@ -84,7 +84,7 @@ class Happened:
         token: `attribution_token` of the answer.
         position: where it was shown, from 0; None: unknown.
         time: aware; None: now, by the server's clock.
-        event_id: unique; sent again, as after an error, it counts once.
+        event_id: unique among the events of the answer; sent again, as after an error, it counts once.
     """
 
     token: str

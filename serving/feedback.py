@@ -2,77 +2,36 @@
 
 Callers wait while one thread writes what all of them brought in one transaction (group commit): an event that was
 acknowledged is on disk. SQLite is kept in WAL mode with full synchronisation; PostgreSQL does that by itself.
+
+Where nothing is brought, that thread asks from time to time whether the database is there. While it is away, or hangs,
+events are refused at once; it may be away when a server starts, and is used as soon as it comes.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Connection,
-    Engine,
-    Float,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    create_engine,
-    event,
-    func,
-    select,
-)
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, func, select
 
 from feature_repo import columns
-from feature_repo.workspace import Workspace
 from serving.attribution import Attribution
+from serving.feedback_tables import ANSWERS, EVENTS, INSERTS, FeedbackUnavailable, engine_of, make_tables
 
 log = logging.getLogger(__name__)
-URL_VARIABLE = "SCENERANK_FEEDBACK_URL"  # may hold a password: never an option of a command line
-INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 ROWS = 500  # of one statement
 CLOSE_S = 10.0
-MAKERS = 5  # servers that may start at the same time on an empty database
+ASK_S = 2.0  # between questions whether the database is there
+ANSWER_S = 10.0  # a database that takes longer hangs
 GROUP_EVENTS = 5_000  # of one transaction, about
-_METADATA = MetaData()
-ANSWERS = Table(
-    "answers",
-    _METADATA,
-    Column("answer_id", String(64), primary_key=True),
-    Column("bundle", String(64), nullable=False),
-    Column(columns.USER_ID, String(256), nullable=False),
-    Column(columns.SCENARIO_ID, String(256), nullable=False),
-    Column("time_us", BigInteger, nullable=False),
-    Column(columns.LATITUDE, Float(53)),
-    Column(columns.LONGITUDE, Float(53)),
-    Column("scene_inputs", Text, nullable=False),
-)
-EVENTS = Table(
-    "feedback_events",
-    _METADATA,
-    Column("event_id", String(256), primary_key=True),
-    Column("answer_id", String(64), nullable=False, index=True),
-    Column(columns.POI_ID, String(256), nullable=False),
-    Column("outcome", String(8), nullable=False),
-    Column(columns.POSITION, Integer),
-    Column("time_us", BigInteger, nullable=False),
-    Column("received_us", BigInteger, nullable=False),
-)
 
 
 class Outcome(Enum):
@@ -87,7 +46,7 @@ class Outcome(Enum):
 class FeedbackEvent:
     """
     Attributes:
-        event_id: the caller's own.
+        event_id: the caller's own, unique among the events of one answer.
         position: where the place was shown, from 0; None: unknown.
         time_us: microseconds since the epoch UTC.
     """
@@ -98,6 +57,11 @@ class FeedbackEvent:
     outcome: Outcome
     position: int | None
     time_us: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """By which it counts once."""
+        return self.answer.answer_id, self.event_id
 
 
 @dataclass(frozen=True)
@@ -112,10 +76,6 @@ class FeedbackBusy(RuntimeError):
     """More events are waiting than are kept waiting; the caller may come again."""
 
 
-class FeedbackUnavailable(OSError):
-    """Events cannot be stored now; none of them was acknowledged."""
-
-
 @dataclass(frozen=True)
 class _Brought:
     """Events of one caller, who waits for `done`."""
@@ -128,38 +88,60 @@ class FeedbackLog:
     """The log of one database, which several servers may share; safe to call from threads.
 
     Args:
-        url: of SQLAlchemy: SQLite or PostgreSQL.
+        url: of SQLAlchemy: SQLite or PostgreSQL. The database need not be there yet.
         waiting: callers that wait at most.
         lock_seconds: how long SQLite waits for another process that writes.
+        ask_seconds: between questions whether the database is there.
+        answer_seconds: how long events wait to be stored; a database that takes longer counts as away.
     Raises:
-        FeedbackUnavailable: the database cannot be opened, or is of another kind.
+        FeedbackUnavailable: the URL names no database that can be used.
     """
 
-    def __init__(self, url: str, *, waiting: int = 256, lock_seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        waiting: int = 256,
+        lock_seconds: float = 5.0,
+        ask_seconds: float = ASK_S,
+        answer_seconds: float = ANSWER_S,
+    ) -> None:
         self._brought: queue.Queue[_Brought | None] = queue.Queue(maxsize=waiting)
-        self._engine = opened(url, lock_seconds)
-        self._writer = threading.Thread(target=self._write_all, name="feedback", daemon=True)
+        self._engine = engine_of(url, lock_seconds)
+        self._ask_s, self._answer_s = ask_seconds, answer_seconds
+        self._has_tables = False
+        self._is_away = False  # until the first question was answered, callers wait for it
+        self._busy_since: float | None = None
+        self._writer = threading.Thread(target=self._work, name="feedback", daemon=True)
         self._door = threading.Lock()  # nothing is brought after the end was
         self._closed = False
         self._writer.start()
+
+    @property
+    def available(self) -> bool:
+        """Whether the database answered when it was last asked, and does not hang."""
+        since = self._busy_since
+        return not self._is_away and (since is None or time.monotonic() - since < self._answer_s)
 
     def record(self, events: Sequence[FeedbackEvent], timeout_s: float | None = None) -> Recorded:
         """Returns once all of them are on disk.
 
         Raises:
             FeedbackBusy: too many callers wait already.
-            FeedbackUnavailable: the database refused, or did not answer in time.
+            FeedbackUnavailable: the database is away, refused, or did not answer in time.
         """
         brought = _Brought(events, Future())
         try:
             with self._door:
                 if self._closed:
                     raise FeedbackUnavailable("the server is stopping")
+                if not self.available:
+                    raise FeedbackUnavailable("the feedback database is away; send the events again later")
                 self._brought.put_nowait(brought)
         except queue.Full:
             raise FeedbackBusy("too many events are waiting to be stored") from None
         try:
-            return brought.done.result(timeout_s)
+            return brought.done.result(self._answer_s if timeout_s is None else min(timeout_s, self._answer_s))
         except TimeoutError:
             raise FeedbackUnavailable("the events were not stored in time; they may be yet") from None
 
@@ -176,22 +158,62 @@ class FeedbackLog:
         self._engine.dispose()
         return True
 
-    def _write_all(self) -> None:
+    def _work(self) -> None:
+        self._ask()
         for group in self._groups():
-            try:
-                with self._engine.begin() as db:
-                    counts = write(db, [brought.events for brought in group])
-            except Exception as error:  # whatever it is, callers must not wait for ever
-                log.error("feedback could not be stored: %s", type(error).__name__)
-                for brought in group:
-                    brought.done.set_exception(FeedbackUnavailable("the events could not be stored"))
-                continue
-            for brought, recorded in zip(group, counts, strict=True):
-                brought.done.set_result(recorded)
+            if group:
+                self._store(group)
+            else:
+                self._ask()
+
+    def _ask(self) -> None:
+        """Whether the database is there; one that has come gets its tables."""
+        try:
+            with self._busy():
+                if not self._has_tables:
+                    make_tables(self._engine)
+                with self._engine.connect() as db:
+                    db.execute(select(EVENTS.c.event_id).limit(1)).all()
+        except Exception as error:  # whatever it is, the next question may be answered
+            if not self._is_away:
+                log.warning("the feedback database is away: %s; it is asked again and again", type(error).__name__)
+            self._has_tables, self._is_away = False, True
+            return
+        if self._is_away:
+            log.warning("the feedback database is back")
+        self._has_tables, self._is_away = True, False
+
+    def _store(self, group: Sequence[_Brought]) -> None:
+        try:
+            with self._busy(), self._engine.begin() as db:
+                counts = write(db, [brought.events for brought in group])
+        except Exception as error:  # whatever it is, callers must not wait for ever
+            log.error("feedback could not be stored: %s", type(error).__name__)
+            for brought in group:
+                brought.done.set_exception(FeedbackUnavailable("the events could not be stored"))
+            self._ask()
+            return
+        for brought, recorded in zip(group, counts, strict=True):
+            brought.done.set_result(recorded)
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._busy_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy_since = None
 
     def _groups(self) -> Iterator[list[_Brought]]:
-        """What is waiting, together; ends when the log is closed."""
-        while (first := self._brought.get()) is not None:
+        """What is waiting, together; nothing where nothing came for a while; ends when the log is closed."""
+        while True:
+            try:
+                first = self._brought.get(timeout=self._ask_s)
+            except queue.Empty:
+                yield []
+                continue
+            if first is None:
+                return
             group, events = [first], len(first.events)
             while events < GROUP_EVENTS:
                 try:
@@ -206,61 +228,27 @@ class FeedbackLog:
             yield group
 
 
-def url_of(workspace: Workspace) -> str:
-    """The database that the environment names, else the workspace's; it may hold a password."""
-    return os.environ.get(URL_VARIABLE) or f"sqlite:///{workspace.feedback}"
-
-
-def opened(url: str, lock_seconds: float = 5.0) -> Engine:
-    """The database, with its tables. Raises FeedbackUnavailable, without repeating the URL, which may hold a secret."""
-    try:
-        engine = create_engine(url, hide_parameters=True)  # ids belong in no log
-        if engine.dialect.name not in INSERTS:
-            raise FeedbackUnavailable(f"feedback is kept in SQLite or PostgreSQL, not in {engine.dialect.name}")
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", lambda connection, _: _durable(connection, lock_seconds))
-        _make_tables(engine)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        raise FeedbackUnavailable(
-            f"the feedback database cannot be opened ({type(error).__name__}): is {URL_VARIABLE} right, and is it up?"
-        ) from None  # the cause may repeat the URL
-    return engine
-
-
-def _make_tables(engine: Engine) -> None:
-    """Where another server makes the same table at the same time, one of the two is told that it is there."""
-    for attempt in range(MAKERS):
-        try:
-            return _METADATA.create_all(engine)
-        except SQLAlchemyError:
-            if attempt == MAKERS - 1:
-                raise
-
-
-def _durable(connection: Any, lock_seconds: float) -> None:
-    for setting in ("journal_mode = WAL", "synchronous = FULL", f"busy_timeout = {round(1000 * lock_seconds)}"):
-        connection.execute(f"PRAGMA {setting}")
-
-
 def write(db: Connection, requests: Sequence[Sequence[FeedbackEvent]]) -> list[Recorded]:
     """Insert the events of several callers in one transaction; of each caller, how many were new."""
     insert = INSERTS[db.dialect.name]
     received_us = time.time_ns() // 1000
     answers: dict[str, dict[str, object]] = {}
-    rows: dict[str, dict[str, object]] = {}
+    rows: dict[tuple[str, str], dict[str, object]] = {}
     for one in (one for events in requests for one in events):
-        answers.setdefault(one.answer.answer_id, _answer_row(one.answer))
-        rows.setdefault(one.event_id, _event_row(one, received_us))
+        if one.answer.answer_id not in answers:
+            answers[one.answer.answer_id] = _answer_row(one.answer)
+        rows.setdefault(one.key, _event_row(one, received_us))
     # In the order of their keys: two servers that insert the same rows wait for each other, and never both.
     for part in _parts([answers[key] for key in sorted(answers)]):
         db.execute(insert(ANSWERS).values(part).on_conflict_do_nothing())
-    new: set[str] = set()
+    new: set[tuple[str, str]] = set()
     for part in _parts([rows[key] for key in sorted(rows)]):
-        statement = insert(EVENTS).values(part).on_conflict_do_nothing().returning(EVENTS.c.event_id)
-        new.update(db.execute(statement).scalars())
+        statement = insert(EVENTS).values(part).on_conflict_do_nothing()
+        inserted = db.execute(statement.returning(EVENTS.c.answer_id, EVENTS.c.event_id))
+        new.update((answer_id, event_id) for answer_id, event_id in inserted)
     counts = []
     for events in requests:
-        first = new & {one.event_id for one in events}
+        first = new & {one.key for one in events}
         new -= first
         counts.append(Recorded(new=len(first), repeated=len(events) - len(first)))
     return counts
@@ -271,6 +259,7 @@ def _answer_row(answer: Attribution) -> dict[str, object]:
     return {
         "answer_id": answer.answer_id,
         "bundle": answer.bundle,
+        "dataset": answer.dataset or None,
         columns.USER_ID: context.user_id,
         columns.SCENARIO_ID: context.scenario_id,
         "time_us": answer.time_us,

@@ -3,7 +3,7 @@
 The log is what it was, plus the answers whose outcome is known by now, however often this is done: rows of an answer
 that came earlier make room for what is known of it today.
 
-    answers older than the wait, places that data set has
+    answers of this data set that are older than the wait, places that it has
       -> click and order of each, the position that it was shown at
       -> behind the rows that were there; valid and test part move with the end of the log
 
@@ -28,7 +28,8 @@ from sqlalchemy import ColumnElement, Engine, select
 from feature_repo import columns
 from feature_repo.datasets.schema import DataError, Dataset, Schema, Split
 from feature_repo.workspace import Workspace
-from serving.feedback import ANSWERS, EVENTS, Outcome
+from serving.feedback import Outcome
+from serving.feedback_tables import ANSWERS, EVENTS
 
 TABLES = ("users", "pois", "scenarios", "favourites")
 REQUEST = "feedback:"  # before the answer's id, in the log's `request_id`
@@ -42,6 +43,7 @@ _EVENT: Mapping[str, tuple[ColumnElement[Any], type[pl.DataType]]] = {
     columns.POSITION: (EVENTS.c[columns.POSITION], pl.Int32),
     HAPPENED: (EVENTS.c.time_us, pl.Int64),
     "answer_id": (ANSWERS.c.answer_id, pl.String),
+    "dataset": (ANSWERS.c.dataset, pl.String),
     columns.USER_ID: (ANSWERS.c[columns.USER_ID], pl.String),
     columns.SCENARIO_ID: (ANSWERS.c[columns.SCENARIO_ID], pl.String),
     "time_us": (ANSWERS.c.time_us, pl.Int64),
@@ -59,6 +61,7 @@ class Exported:
         rows, clicks, orders: of feedback, in the log now.
         waiting: answers that are too young.
         unknown: places (of answers) that were left out: the data set lacks the user, the POI or the scenario.
+        foreign: answers that were left out: they were of another data set, where the same ids name others.
     """
 
     rows: int
@@ -66,6 +69,7 @@ class Exported:
     orders: int
     waiting: int
     unknown: int
+    foreign: int
 
 
 def grown(workspace: Workspace, engine: Engine, until: datetime, wait: timedelta) -> tuple[Dataset, Exported]:
@@ -79,7 +83,10 @@ def grown(workspace: Workspace, engine: Engine, until: datetime, wait: timedelta
     schema = Schema.load(workspace.schema)
     if schema.split.by_user:
         raise DataError(f"{schema.dataset} is cut user by user: new rows would all be of the test part")
-    places, waiting = _places(engine, _micros(until - wait), _micros(wait))
+    events = _events(engine)
+    ours = pl.col("dataset").is_null() | (pl.col("dataset") == schema.identity)
+    places, waiting = _places(events.filter(ours), _micros(until - wait), _micros(wait))
+    foreign = events.filter(~ours)["answer_id"].n_unique()
     there = [name for name in TABLES if workspace.source(name).is_file()]
     tables = {name: pq.read_table(workspace.source(name)) for name in there}
     known = places.filter(
@@ -102,11 +109,12 @@ def grown(workspace: Workspace, engine: Engine, until: datetime, wait: timedelta
         orders=int(known[columns.ORDER].sum()),
         waiting=waiting,
         unknown=len(places) - len(known),
+        foreign=foreign,
     )
 
 
-def _places(engine: Engine, until_us: int, wait_us: int) -> tuple[pl.DataFrame, int]:
-    """A row a place of an answer, with answer and outcome; and how many answers are too young."""
+def _events(engine: Engine) -> pl.DataFrame:
+    """A row an event, with what is known of its answer."""
     joined = select(*(column.label(name) for name, (column, _) in _EVENT.items())).join_from(
         EVENTS, ANSWERS, ANSWERS.c.answer_id == EVENTS.c.answer_id
     )
@@ -115,6 +123,11 @@ def _places(engine: Engine, until_us: int, wait_us: int) -> tuple[pl.DataFrame, 
     with engine.connect().execution_options(stream_results=True) as db:
         for part in db.execute(joined).partitions(READ_ROWS):
             events.extend(pl.DataFrame([tuple(row) for row in part], schema=schema, orient="row"))
+    return events
+
+
+def _places(events: pl.DataFrame, until_us: int, wait_us: int) -> tuple[pl.DataFrame, int]:
+    """A row a place of an answer, with answer and outcome; and how many answers are too young."""
     young = events.filter(pl.col("time_us") > until_us)
     clicked, ordered = (_any(*outcomes) for outcomes in ((Outcome.CLICKED, Outcome.ORDERED), (Outcome.ORDERED,)))
     after = pl.col(HAPPENED).filter(pl.col("outcome") != Outcome.SHOWN.value).max()

@@ -61,8 +61,10 @@ class Metrics:
 
     def follow(self, admission: Admission) -> None:
         """Show how many requests are at work or waiting."""
-        gauge = Gauge("scenerank_requests_inside", "Requests at work or waiting.", registry=self.registry)
-        gauge.set_function(lambda: admission.inside)
+        inside = Gauge("scenerank_requests_inside", "Requests at work or waiting.", registry=self.registry)
+        inside.set_function(lambda: admission.inside)
+        waiting = Gauge("scenerank_requests_waiting", "Requests that wait for a worker.", registry=self.registry)
+        waiting.set_function(lambda: admission.waiting)
 
     def recorded(self, new: int, repeated: int) -> None:
         self._feedback.labels("new").inc(new)

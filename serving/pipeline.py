@@ -270,7 +270,8 @@ class Pipeline:
         return Probabilities(p_click=found[0], p_order=found[1])
 
     def _token(self, context: RequestContext, time_us: int) -> str:
-        return self.signer.token(self.bundle.manifest.version, replace(context, time_us=time_us))
+        bundle = self.bundle
+        return self.signer.token(bundle.manifest.version, bundle.schema.identity, replace(context, time_us=time_us))
 
     def _hour_of_week(self, time_us: int) -> int:
         return int(hour_of_week(np.array([time_us]), self.bundle.schema.timezone)[0])

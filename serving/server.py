@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,9 @@ from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, Tokens, require_loopback
 from serving.degrade import Caller
 from serving.features import FeatureReader
-from serving.feedback import FeedbackBusy, FeedbackLog, FeedbackUnavailable, url_of
+from serving.feedback import FeedbackBusy, FeedbackLog
+from serving.feedback_streams import Stopping, Streams, TooManyStreams
+from serving.feedback_tables import FeedbackUnavailable, url_of
 from serving.malformed import MalformedInterceptor
 from serving.metrics import Metrics, MetricsInterceptor
 from serving.online import ServiceMismatch
@@ -92,17 +95,17 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
     Args:
         admission: of rankings; feedback has a queue of its own.
         feedback: None where none is kept.
-        streams: of feedback at a time; each holds a thread for as long as it lasts.
+        streams: of feedback.
     """
 
     def __init__(
-        self, pipeline: Pipeline, metrics: Metrics, admission: Admission, feedback: FeedbackLog | None, streams: int
+        self, pipeline: Pipeline, metrics: Metrics, admission: Admission, feedback: FeedbackLog | None, streams: Streams
     ) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
         self._admission = admission
         self._feedback = feedback
-        self._streams = threading.BoundedSemaphore(streams)
+        self._streams = streams
         self._recording = threading.BoundedSemaphore(FEEDBACK_CALLS)
         self._model = wire.model_info(pipeline.bundle.manifest, pipeline.proven)
 
@@ -126,7 +129,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         return _guarded(partial(self._admitted, answer, context), context)
 
     def _admitted(self, answer: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:
-        with self._admission.entered(_remaining_s(context), context.is_active):
+        with self._admission.entered(_remaining_s(context), context.add_callback):
             return answer()
 
     def RecordFeedback(
@@ -137,13 +140,9 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
     def RecordFeedbackStream(
         self, requests: Iterator[pb.RecordFeedbackRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.RecordFeedbackResponse]:
-        if not self._streams.acquire(blocking=False):
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many feedback streams as there may be are open")
-        try:
-            for request in requests:
+        with closing(self._streams.requests(requests)) as told:
+            while (request := _guarded(partial(next, told, None), context)) is not None:
                 yield _guarded(partial(self._record, request, context), context)
-        finally:
-            self._streams.release()
 
     def _record(self, request: pb.RecordFeedbackRequest, context: grpc.ServicerContext) -> pb.RecordFeedbackResponse:
         if self._feedback is None:
@@ -184,9 +183,9 @@ def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Ans
         context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
     except Gone as error:
         context.abort(grpc.StatusCode.CANCELLED, str(error))
-    except FeedbackBusy as error:
+    except (FeedbackBusy, TooManyStreams) as error:
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-    except FeedbackUnavailable as error:
+    except (FeedbackUnavailable, Stopping) as error:
         context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
     except Exception:
         error_id = uuid.uuid4().hex
@@ -202,6 +201,7 @@ class RunningServer:
     server: grpc.Server
     health: health.HealthServicer
     admission: Admission
+    streams: Streams
     port: int
     metrics_port: int | None
     grace_seconds: float
@@ -210,6 +210,7 @@ class RunningServer:
         """Say NOT_SERVING, take no new calls, wait for those under way; whether none of them hangs."""
         end = time.monotonic() + self.grace_seconds
         self.health.enter_graceful_shutdown()
+        self.streams.stop()
         self.server.stop(self.grace_seconds).wait()
         # What is worked on for callers that have left is no call any more.
         while self.admission.inside and time.monotonic() < end:
@@ -230,9 +231,9 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
     if options.tokens is not None:
         interceptors.append(TokenInterceptor(options.tokens))
     interceptors.append(MalformedInterceptor())
-    streams = max(1, options.workers // 2)
+    streams = Streams(most_streams := max(1, options.workers // 2))
     # Threads that wait for a seat, or refuse, cost nothing but their stack.
-    threads = options.workers + options.waiting + streams + SPARE_THREADS
+    threads = options.workers + options.waiting + most_streams + SPARE_THREADS
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="answer"),
         interceptors=interceptors,
@@ -260,7 +261,7 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
     server.start()
     for name in ("", SERVICE):
         life.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(server, life, admission, port, metrics_port, options.grace_seconds)
+    return RunningServer(server, life, admission, streams, port, metrics_port, options.grace_seconds)
 
 
 def open_pipeline(

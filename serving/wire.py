@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from serving.admission import Overloaded
-from serving.attribution import InvalidToken, Signer
+from serving.attribution import Attribution, InvalidToken, Signer
 from serving.degrade import Degradation
 from serving.feedback import FeedbackEvent, Outcome
 from serving.online import ValueStatus, ViewReading
@@ -76,10 +76,12 @@ def feedback_events(message: pb.RecordFeedbackRequest, signer: Signer) -> list[F
     """Raises InvalidRequest with every broken rule of every event."""
     if violations := list(check_event_count(len(message.events))):
         raise InvalidRequest(violations)
+    # Most events of a request are of one answer: each token is read once.
+    answers = {token: _answer(token, signer) for token in {one.attribution_token for one in message.events}}
     events: list[FeedbackEvent] = []
     for number, one in enumerate(message.events):
         try:
-            events.append(_event(f"events[{number}]", one, signer))
+            events.append(_event(f"events[{number}]", one, answers[one.attribution_token]))
         except InvalidRequest as error:
             violations.extend(error.violations)
     if violations:
@@ -87,16 +89,21 @@ def feedback_events(message: pb.RecordFeedbackRequest, signer: Signer) -> list[F
     return events
 
 
-def _event(path: str, message: pb.FeedbackEvent, signer: Signer) -> FeedbackEvent:
+def _answer(token: str, signer: Signer) -> Attribution | InvalidToken:
+    try:
+        return signer.read(token)
+    except InvalidToken as error:
+        return error
+
+
+def _event(path: str, message: pb.FeedbackEvent, answer: Attribution | InvalidToken) -> FeedbackEvent:
     violations = []
     if message.outcome not in OUTCOMES:
         violations.append(
             Violation(f"{path}.outcome", f"{message.outcome} is no outcome; there are {sorted(OUTCOMES)}")
         )
-    try:
-        answer = signer.read(message.attribution_token)
-    except InvalidToken as error:
-        raise InvalidRequest([*violations, Violation(f"{path}.attribution_token", str(error))]) from None
+    if isinstance(answer, InvalidToken):
+        raise InvalidRequest([*violations, Violation(f"{path}.attribution_token", str(answer))])
     told = message.HasField("time")
     # The answer's own time may be ahead of this clock.
     time_us = _time_us(message.time, f"{path}.time") if told else max(time.time_ns() // 1000, answer.time_us)

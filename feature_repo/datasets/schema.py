@@ -68,7 +68,11 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """What one dataset has beyond the columns that all datasets share."""
+    """What one dataset has beyond the columns that all datasets share.
+
+    Attributes:
+        world: of a simulated data set, which of its worlds this is: `u7` of another one is somebody else.
+    """
 
     dataset: str
     timezone: str
@@ -85,6 +89,7 @@ class Schema:
     like_minded: bool = False  # whether what like-minded users go to is kept too
     near_km: float = 1.0  # distances well below this one are alike: rankers read log(1 + distance / near_km)
     notes: str = ""
+    world: str = ""
 
     def __post_init__(self) -> None:
         ZoneInfo(self.timezone)
@@ -118,6 +123,11 @@ class Schema:
         if not days or min(days) < 1 or list(days) != sorted(set(days)):
             raise DataError(f"schema of {self.dataset}: window_days must be whole days >= 1 that rise, got {days}")
 
+    @property
+    def identity(self) -> str:
+        """Two data sets of the same one mean the same users and POIs by the same ids; one may have the longer log."""
+        return f"{self.dataset}/{self.world}" if self.world else self.dataset
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(json.dumps(asdict(self), indent=1, default=datetime.isoformat) + "\n")
@@ -143,6 +153,7 @@ class Schema:
             like_minded=raw.get("like_minded", False),
             near_km=raw.get("near_km", 1.0),
             notes=raw["notes"],
+            world=raw.get("world", ""),
         )
 
     def tables(self) -> dict[str, pa.Schema]:

@@ -99,8 +99,8 @@ class RecommenderServiceServicer:
 
     def RecordFeedback(self, request, context):
         """Says what became of answers: what was shown, clicked, ordered. Once answered, all events of the request are on disk;
-        after an error none of them may be, and they can be sent again: an event counts once, by its id. UNAVAILABLE where
-        they cannot be stored now.
+        after an error none of them may be, and they can be sent again: an event counts once, by its answer and id.
+        UNAVAILABLE where they cannot be stored now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

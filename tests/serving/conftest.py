@@ -12,10 +12,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sqlalchemy import create_engine
 
 from feature_repo import columns
 from feature_repo.workspace import ENVIRONMENT_VARIABLE, Workspace
 from serving.client import Asker, Recommender
+from serving.feedback_tables import METADATA
 from serving.pipeline import Pipeline
 from serving.server import RunningServer, ServerOptions, create_server, open_pipeline
 
@@ -61,6 +63,25 @@ def running(pipeline: Pipeline) -> Iterator[RunningServer]:
 def client(running: RunningServer) -> Iterator[Recommender]:
     with Recommender(f"127.0.0.1:{running.port}") as recommender:
         yield recommender
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path) -> str:
+    """A database for feedback that holds nothing, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'feedback.db'}"
+    url = feedback_in(request.getfixturevalue("postgres"))
+    METADATA.drop_all(engine := create_engine(url))
+    engine.dispose()
+    return url
+
+
+def feedback_in(postgres: dict[str, str]) -> str:
+    """The feedback database of a PostgreSQL, as a URL."""
+    address = (
+        "postgresql+psycopg://{SCENERANK_PG_USER}:x@{SCENERANK_PG_HOST}:{SCENERANK_PG_PORT}/{SCENERANK_PG_DATABASE}"
+    )
+    return address.format(**postgres)
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+import json
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,17 +27,25 @@ CONTEXTS = st.builds(
     scene_inputs=st.dictionaries(WORDS, WORDS | st.floats(allow_nan=False, allow_infinity=False), max_size=3),
 )
 ASKED = RequestContext(user_id="u1", scenario_id="search", time_us=1)
-TOKEN = SIGNER.token("bundle", ASKED)
+TOKEN = SIGNER.token("bundle", "city", ASKED)
 
 
 @given(CONTEXTS)
 def test_a_token_says_who_asked_where_and_when(context: RequestContext) -> None:
-    read = SIGNER.read(SIGNER.token("bundle", context))
-    assert (read.bundle, read.context, read.time_us) == ("bundle", context, context.time_us)
+    read = SIGNER.read(SIGNER.token("bundle", "city/1", context))
+    assert (read.bundle, read.dataset, read.context) == ("bundle", "city/1", context)
+    assert read.time_us == context.time_us
+
+
+def test_a_token_of_a_server_that_did_not_name_its_data_set_is_read() -> None:
+    body = json.dumps(["a1", "bundle", "u1", "search", 1, None, {}]).encode()
+    signature = hmac.digest(b"k" * KEY_BYTES, body, "sha256")[:16]
+    read = SIGNER.read(base64.urlsafe_b64encode(signature + body).decode())
+    assert (read.answer_id, read.dataset, read.context) == ("a1", "", ASKED)
 
 
 def test_each_answer_has_an_id_of_its_own() -> None:
-    assert len({SIGNER.read(SIGNER.token("b", ASKED)).answer_id for _ in range(100)}) == 100
+    assert len({SIGNER.read(SIGNER.token("b", "city", ASKED)).answer_id for _ in range(100)}) == 100
 
 
 @given(st.data())
@@ -53,10 +64,10 @@ def test_what_is_no_token_is_refused(text: str) -> None:
 
 def test_a_token_of_another_key_or_too_long_is_refused() -> None:
     with pytest.raises(InvalidToken, match="of this service"):
-        SIGNER.read(Signer().token("bundle", ASKED))
+        SIGNER.read(Signer().token("bundle", "city", ASKED))
     long = replace(ASKED, user_id="u" * 100_000)
     with pytest.raises(InvalidToken, match="at most"):
-        SIGNER.read(SIGNER.token("bundle", long))
+        SIGNER.read(SIGNER.token("bundle", "city", long))
     for key in (b"", b"short"):
         with pytest.raises(ValueError, match="32 bytes"):
             Signer(key)

@@ -9,24 +9,15 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, delete, select
+from sqlalchemy import create_engine, select
 
 from serving.attribution import Attribution
-from serving.feedback import (
-    ANSWERS,
-    EVENTS,
-    FeedbackBusy,
-    FeedbackEvent,
-    FeedbackLog,
-    FeedbackUnavailable,
-    Outcome,
-    Recorded,
-    counts,
-    opened,
-)
+from serving.feedback import FeedbackBusy, FeedbackEvent, FeedbackLog, Outcome, Recorded, counts
+from serving.feedback_tables import ANSWERS, EVENTS, FeedbackUnavailable, opened
 from serving.request import Place, RequestContext
 
 # Eight callers bring events without end, each request twice, and say which were acknowledged.
@@ -49,35 +40,27 @@ for caller in range(8):
 """
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'feedback.db'}"
-    pg = request.getfixturevalue("postgres")
-    address = (
-        "postgresql+psycopg://{SCENERANK_PG_USER}:x@{SCENERANK_PG_HOST}:{SCENERANK_PG_PORT}/{SCENERANK_PG_DATABASE}"
-    )
-    url = address.format(**pg)
-    engine = opened(url)
-    with engine.begin() as db:
-        db.execute(delete(EVENTS))
-        db.execute(delete(ANSWERS))
-    engine.dispose()
-    return url
-
-
 def brought(name: str, count: int, outcome: Outcome = Outcome.SHOWN) -> list[FeedbackEvent]:
     """Events of one answer that bears the name."""
     context = RequestContext(
         user_id="u1", scenario_id="search", time_us=10, place=Place(60.0, 25.0), scene_inputs={"weather": "rain"}
     )
-    answer = Attribution(answer_id=name, bundle="b", context=context)
+    answer = Attribution(answer_id=name, bundle="b", dataset="city", context=context)
     return [
         FeedbackEvent(
             event_id=f"{name}/{at}", answer=answer, poi_id=f"p{at}", outcome=outcome, position=at, time_us=20 + at
         )
         for at in range(count)
     ]
+
+
+def test_callers_that_count_alike_lose_nothing(url: str) -> None:
+    log = FeedbackLog(url)
+    first, second = ([replace(one, event_id=str(n)) for n, one in enumerate(brought(name, 3))] for name in "ab")
+    assert log.record([*first, *second]) == Recorded(new=6, repeated=0)
+    assert log.record([*second, *first]) == Recorded(new=0, repeated=6)
+    log.close()
+    assert stored(url) == ["0", "0", "1", "1", "2", "2"]
 
 
 def stored(url: str) -> list[str]:
@@ -97,6 +80,7 @@ def test_events_and_their_answer_are_kept(url: str) -> None:
     assert dict(answer) == {
         "answer_id": "a",
         "bundle": "b",
+        "dataset": "city",
         "user_id": "u1",
         "scenario_id": "search",
         "time_us": 10,
@@ -194,8 +178,15 @@ def test_servers_that_start_together_share_a_new_database(tmp_path: Path) -> Non
 )
 def test_a_database_that_cannot_be_used_is_told_without_its_password(url: str) -> None:
     with pytest.raises(FeedbackUnavailable) as refused:
-        FeedbackLog(url)
+        opened(url)
     assert "secret" not in str(refused.value) and refused.value.__suppress_context__
+
+
+@pytest.mark.parametrize("url", ["mysql://x:secret@nowhere/db", "postgresql+psycopg://u@127.0.0.1:secret/db", "?"])
+def test_a_url_that_names_no_database_is_told_at_once(url: str) -> None:
+    with pytest.raises(FeedbackUnavailable) as refused:
+        FeedbackLog(url)
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.full)])

@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo import columns
+from feature_repo.datasets.city import CityConfig, build
 from feature_repo.datasets.schema import DataError, Schema
 from serving.attribution import Attribution
 from serving.client import Asker, Happened, Recommender, Wish, shown
-from serving.feedback import FeedbackEvent, FeedbackLog, Outcome, opened
+from serving.feedback import FeedbackEvent, FeedbackLog, Outcome
 from serving.feedback_export import REQUEST, Exported, grown
+from serving.feedback_tables import opened
 from serving.request import Place, RequestContext
 
 WAIT = timedelta(minutes=30)
@@ -33,8 +35,11 @@ def log(workspace, until, tmp_path, poi_ids) -> str:
     url = f"sqlite:///{tmp_path / 'feedback.db'}"
     start_us = int((until - timedelta(hours=1)).timestamp() * 1e6)
     a, b, c = poi_ids[:3]
+    ours = Schema.load(workspace.schema).identity
 
-    def events(answer: str, minute: int, *happened: tuple[str, Outcome, int | None, int], user: str = "u1") -> None:
+    def events(
+        answer: str, minute: int, *happened: tuple[str, Outcome, int | None, int], user: str = "u1", dataset: str = ours
+    ) -> None:
         time_us = start_us + minute * MINUTE_US
         context = RequestContext(
             user_id=user,
@@ -43,7 +48,7 @@ def log(workspace, until, tmp_path, poi_ids) -> str:
             place=Place(60.1, 24.9) if answer == "bought" else None,
             scene_inputs={"weather": "rain", "temperature": 3.5, "gone": "x"} if answer == "bought" else {},
         )
-        of = Attribution(answer_id=answer, bundle="b", context=context)
+        of = Attribution(answer_id=answer, bundle="b", dataset=dataset, context=context)
         record(
             [
                 FeedbackEvent(
@@ -67,6 +72,7 @@ def log(workspace, until, tmp_path, poi_ids) -> str:
     events("unknown", 2, ("nowhere", Outcome.SHOWN, 0, 0), (a, Outcome.SHOWN, 1, 0))
     events("stranger", 3, (a, Outcome.ORDERED, None, 1), user="nobody")
     events("young", 31, (a, Outcome.CLICKED, None, 1))
+    events("elsewhere", 4, (a, Outcome.CLICKED, 0, 1), dataset="city/another")
     kept.close()
     return url
 
@@ -74,7 +80,7 @@ def log(workspace, until, tmp_path, poi_ids) -> str:
 def test_a_row_says_what_became_of_a_place(workspace, log, until, poi_ids):
     before = pq.read_table(workspace.source("impressions"))
     dataset, exported = grown(workspace, opened(log), until, WAIT)
-    assert exported == Exported(rows=4, clicks=2, orders=1, waiting=1, unknown=2)
+    assert exported == Exported(rows=4, clicks=2, orders=1, waiting=1, unknown=2, foreign=1)
     table = dataset.tables["impressions"]
     assert table.slice(0, len(before)).equals(before)
     rows = table.slice(len(before)).to_pylist()
@@ -100,6 +106,15 @@ def test_a_row_says_what_became_of_a_place(workspace, log, until, poi_ids):
         assert tuple(row[n] for n in ("weather", "temperature", columns.LATITUDE, columns.LONGITUDE)) == told
 
 
+def test_each_city_has_a_name_of_its_own_and_a_longer_log_has_the_same(workspace, log, until):
+    cities = [CityConfig(users=20, days=7, pois=20, seed=seed) for seed in (0, 1, 0)]
+    first, other, again = (build(config).schema for config in cities)
+    assert first.dataset == other.dataset == "city"
+    assert first.identity == again.identity != other.identity
+    dataset, _ = grown(workspace, opened(log), until, WAIT)
+    assert dataset.schema.identity == Schema.load(workspace.schema).identity
+
+
 def test_valid_and_test_part_move_with_the_end(workspace, log, until):
     old = Schema.load(workspace.schema).split
     new = grown(workspace, opened(log), until, WAIT)[0].schema.split
@@ -114,7 +129,7 @@ def test_no_part_is_left_empty_by_a_gap_in_the_log(workspace, poi_ids, tmp_path)
     context = RequestContext(user_id="u1", scenario_id="lunch_deals", time_us=time_us)
     shown_ = FeedbackEvent(
         event_id="e",
-        answer=Attribution(answer_id="a", bundle="b", context=context),
+        answer=Attribution(answer_id="a", bundle="b", dataset="", context=context),
         poi_id=poi_ids[0],
         outcome=Outcome.SHOWN,
         position=0,
@@ -143,7 +158,7 @@ def test_an_answer_is_in_the_log_once_however_often_it_is_exported(workspace, lo
 
 def test_an_empty_log_adds_nothing(workspace, until, tmp_path):
     dataset, exported = grown(workspace, opened(f"sqlite:///{tmp_path / 'new.db'}"), until, WAIT)
-    assert exported == Exported(rows=0, clicks=0, orders=0, waiting=0, unknown=0)
+    assert exported == Exported(rows=0, clicks=0, orders=0, waiting=0, unknown=0, foreign=0)
     assert dataset.tables["impressions"].equals(pq.read_table(workspace.source("impressions")))
 
 

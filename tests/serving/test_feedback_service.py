@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import timedelta
@@ -15,7 +16,8 @@ import pytest
 from sqlalchemy import create_engine, select
 
 from serving.client import Access, Asker, AsyncRecommender, Happened, Recommender, Wish, shown, violations
-from serving.feedback import ANSWERS, EVENTS, FeedbackLog
+from serving.feedback import FeedbackLog
+from serving.feedback_tables import ANSWERS, EVENTS
 from serving.server import ServerOptions, create_server, open_pipeline
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
@@ -51,8 +53,8 @@ class Held:
 
     def __init__(self, stub: pb_grpc.RecommenderServiceStub, first: pb.RecordFeedbackRequest) -> None:
         self._ended = threading.Event()
-        self._answers = stub.RecordFeedbackStream(self._requests(first), timeout=60)
-        next(self._answers)
+        self.answers = stub.RecordFeedbackStream(self._requests(first), timeout=60)
+        next(self.answers)
 
     def _requests(self, first: pb.RecordFeedbackRequest) -> Iterator[pb.RecordFeedbackRequest]:
         yield first
@@ -60,7 +62,7 @@ class Held:
 
     def end(self) -> None:
         self._ended.set()
-        assert list(self._answers) == []
+        assert list(self.answers) == []
 
 
 def refused(call) -> grpc.RpcError:
@@ -174,6 +176,42 @@ def test_only_so_many_streams_are_open_and_rankings_go_on(address, client, ranki
         for one in held:
             one.end()
         assert next(stub.RecordFeedbackStream(iter([first]), timeout=30)).repeated == 5
+
+
+def test_a_stop_ends_idle_streams_and_answers_what_has_come(pipeline, asker, poi_ids, moment, tmp_path: Path):
+    log = FeedbackLog(f"sqlite:///{tmp_path / 'feedback.db'}")
+    server = create_server(pipeline, ServerOptions(workers=4), log)
+    other = sqlite3.connect(tmp_path / "feedback.db", isolation_level=None)
+    with Recommender(f"127.0.0.1:{server.port}") as client:
+        seen = [one.message() for one in shown(client.rank(asker, poi_ids[:2]), moment)]
+    sent, more = threading.Event(), threading.Event()
+
+    def requests() -> Iterator[pb.RecordFeedbackRequest]:
+        yield pb.RecordFeedbackRequest(events=seen[:1])
+        more.wait(30)
+        yield pb.RecordFeedbackRequest(events=seen[1:])
+        sent.set()
+        threading.Event().wait(30)
+
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = pb_grpc.RecommenderServiceStub(channel)
+        idle = Held(stub, pb.RecordFeedbackRequest(events=seen[:1]))
+        busy = stub.RecordFeedbackStream(requests(), timeout=60)
+        assert next(busy).repeated == 1
+        other.execute("BEGIN IMMEDIATE")  # what comes now cannot be stored yet
+        more.set()
+        sent.wait(30)
+        time.sleep(0.3)  # it is in the server's hands
+        with ThreadPoolExecutor(1) as pool:
+            told = time.monotonic()
+            stopped = pool.submit(server.stop)
+            assert refused(lambda: next(idle.answers)).code() is grpc.StatusCode.UNAVAILABLE
+            assert not stopped.done() and time.monotonic() - told < 3.0
+            other.execute("ROLLBACK")
+            assert next(busy).recorded == 1
+            assert refused(lambda: next(busy)).code() is grpc.StatusCode.UNAVAILABLE
+            assert stopped.result() and time.monotonic() - told < 6.0  # of ten seconds of grace
+    log.close()
 
 
 def test_a_token_outlives_the_server_that_gave_it(workspace, ranking, moment, url, address):

@@ -7,6 +7,7 @@ does not change with it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -103,6 +104,7 @@ def build(config: CityConfig = SIZES["default"], progress: Progress = lambda sta
         user_attributes=USER_ATTRIBUTES,
         poi_attributes=POI_ATTRIBUTES,
         request_fields=REQUEST_FIELDS,
+        world=hashlib.sha256(repr(config).encode()).hexdigest()[:12],
         notes="Simulated people among real venues, (c) OpenStreetMap contributors, ODbL 1.0; weather: NOAA.",
     )
     impressions, oracle = _impressions(plan, sample)
