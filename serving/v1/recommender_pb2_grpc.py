@@ -33,7 +33,7 @@ class RecommenderServiceStub:
     one violation for each broken rule, up to 20: the field's path and the rule in words. No id may contain the
     character NUL.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
-    a google.rpc.RetryInfo, after its delay.
+    a google.rpc.RetryInfo, after its delay; the trailer grpc-retry-pushback-ms says the same to gRPC's own retries.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
@@ -75,7 +75,7 @@ class RecommenderServiceServicer:
     one violation for each broken rule, up to 20: the field's path and the rule in words. No id may contain the
     character NUL.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
-    a google.rpc.RetryInfo, after its delay.
+    a google.rpc.RetryInfo, after its delay; the trailer grpc-retry-pushback-ms says the same to gRPC's own retries.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
@@ -151,7 +151,7 @@ class RecommenderService:
     one violation for each broken rule, up to 20: the field's path and the rule in words. No id may contain the
     character NUL.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
-    a google.rpc.RetryInfo, after its delay.
+    a google.rpc.RetryInfo, after its delay; the trailer grpc-retry-pushback-ms says the same to gRPC's own retries.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or another one.
     INTERNAL: a fault of the server. The message holds an error id and nothing else; the operator finds it in the log.
