@@ -8,6 +8,18 @@
 ...     print(ranking.poi_ids[0], ranking.p_click[0])
 
 Errors are `grpc.RpcError`; `violations(error)` lists the fields and rules of an INVALID_ARGUMENT.
+
+The deadline is that of the whole call: `Access.timeout_seconds`, or `timeout_seconds` of one call. Within it
+UNAVAILABLE and RESOURCE_EXHAUSTED are tried again (`Retries`): after the time that the server names, else after 0.1,
+0.2, 0.4 and 0.8 seconds, a fifth more or less. No other error is, and nothing once failures are more than a tenth of
+the answers for a while. Feedback may be tried again too, as an event counts once. A pause that would outlast the
+deadline ends with it, as DEADLINE_EXCEEDED.
+
+With `Hedging` a question that is not answered after some time is put a second time, and the first answer is taken; see
+there what it costs, and `hedged` for what it did. Feedback is never hedged.
+
+An address is any target of gRPC: `localhost:50051`, `dns:///recommender:50051`, whose addresses are all used, or
+`ipv4:10.0.0.1:50051,10.0.0.2:50051`. Servers are asked in turn, and one that cannot be reached is passed over.
 """
 
 from __future__ import annotations
@@ -16,6 +28,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -23,6 +36,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from serving.tries import Hedged, Hedging, Retries, SecondTries, channel_options, first_answer, first_answer_async
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
 
@@ -141,33 +155,48 @@ class Access:
         return grpc.ssl_channel_credentials(self.root_certificate, self.key, self.certificate)
 
 
+ChannelOptions = list[tuple[str, str | int]]
 ANYTHING = Wish()
 LOCAL = Access()
+PATIENT = Retries()
+ONCE = Retries(tries=1)
 
 
 class Recommender:
     """A blocking client, safe to share between threads; close it, or use it in a `with` block."""
 
-    def __init__(self, address: str, access: Access = LOCAL) -> None:
-        secret = access.credentials
-        self._channel = grpc.secure_channel(address, secret) if secret else grpc.insecure_channel(address)
-        self._stub = pb_grpc.RecommenderServiceStub(self._channel)  # type: ignore[no-untyped-call]
+    def __init__(
+        self, address: str, access: Access = LOCAL, *, retries: Retries = PATIENT, hedging: Hedging | None = None
+    ) -> None:
         self._access = access
+        self._channels = [self._channel(*one) for one in _channels(address, retries, hedging)]
+        self._stubs = [pb_grpc.RecommenderServiceStub(channel) for channel in self._channels]  # type: ignore[no-untyped-call]
+        self._second_tries = None if hedging is None else SecondTries(hedging)
 
-    def rank(self, asker: Asker, poi_ids: Sequence[str], wish: Wish = ANYTHING) -> pb.Ranking:
+    @property
+    def hedged(self) -> Hedged:
+        """What second tries did so far."""
+        return Hedged() if self._second_tries is None else self._second_tries.seen
+
+    def rank(
+        self, asker: Asker, poi_ids: Sequence[str], wish: Wish = ANYTHING, *, timeout_seconds: float | None = None
+    ) -> pb.Ranking:
         """Order these POIs. Raises grpc.RpcError."""
-        return self._answer(self._stub.Rank, _rank_request(asker, poi_ids, wish)).ranking
+        methods = [stub.Rank for stub in self._stubs]
+        return self._answer(methods, _rank_request(asker, poi_ids, wish), timeout_seconds).ranking
 
-    def recommend(self, asker: Asker, wish: Wish = ANYTHING) -> pb.Ranking:
+    def recommend(self, asker: Asker, wish: Wish = ANYTHING, *, timeout_seconds: float | None = None) -> pb.Ranking:
         """Find POIs and order them. Raises grpc.RpcError."""
-        return self._answer(self._stub.Recommend, _recommend_request(asker, wish)).ranking
+        methods = [stub.Recommend for stub in self._stubs]
+        return self._answer(methods, _recommend_request(asker, wish), timeout_seconds).ranking
 
-    def record(self, events: Sequence[Happened]) -> pb.RecordFeedbackResponse:
+    def record(self, events: Sequence[Happened], *, timeout_seconds: float | None = None) -> pb.RecordFeedbackResponse:
         """Once this returns, all of them are on disk. Raises grpc.RpcError; the same events can be sent again."""
-        return self._answer(self._stub.RecordFeedback, _record_request(events))
+        return self._answer([self._stubs[0].RecordFeedback], _record_request(events), timeout_seconds)
 
     def close(self) -> None:
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Recommender:
         return self
@@ -175,33 +204,58 @@ class Recommender:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answer(self, method: Any, request: Any) -> Any:
-        return method(request, timeout=self._access.timeout_seconds, metadata=self._access.metadata)
+    def _channel(self, address: str, options: ChannelOptions) -> grpc.Channel:
+        secret = self._access.credentials
+        return grpc.secure_channel(address, secret, options) if secret else grpc.insecure_channel(address, options)
+
+    def _answer(self, methods: Sequence[Any], request: Any, timeout_seconds: float | None) -> Any:
+        """The answer of one method, or of the first of two servers that has one."""
+        seconds = self._access.timeout_seconds if timeout_seconds is None else timeout_seconds
+        if self._second_tries is None or len(methods) == 1:
+            return methods[0](request, timeout=seconds, metadata=self._access.metadata)
+        tries = [partial(method.future, request, metadata=self._access.metadata) for method in methods]
+        return first_answer(tries, self._second_tries, seconds)
 
 
 class AsyncRecommender:
-    """The same for asyncio; close it, or use it in an `async with` block."""
+    """The same for asyncio; close it, or use it in an `async with` block. A cancelled call ends on the server too."""
 
-    def __init__(self, address: str, access: Access = LOCAL) -> None:
-        secret = access.credentials
-        self._channel = grpc.aio.secure_channel(address, secret) if secret else grpc.aio.insecure_channel(address)
-        self._stub = pb_grpc.RecommenderServiceStub(self._channel)  # type: ignore[no-untyped-call]
+    def __init__(
+        self, address: str, access: Access = LOCAL, *, retries: Retries = PATIENT, hedging: Hedging | None = None
+    ) -> None:
         self._access = access
+        self._channels = [self._channel(*one) for one in _channels(address, retries, hedging)]
+        self._stubs = [pb_grpc.RecommenderServiceStub(channel) for channel in self._channels]  # type: ignore[no-untyped-call]
+        self._second_tries = None if hedging is None else SecondTries(hedging)
 
-    async def rank(self, asker: Asker, poi_ids: Sequence[str], wish: Wish = ANYTHING) -> pb.Ranking:
+    @property
+    def hedged(self) -> Hedged:
+        """What second tries did so far."""
+        return Hedged() if self._second_tries is None else self._second_tries.seen
+
+    async def rank(
+        self, asker: Asker, poi_ids: Sequence[str], wish: Wish = ANYTHING, *, timeout_seconds: float | None = None
+    ) -> pb.Ranking:
         """Order these POIs. Raises grpc.RpcError."""
-        return (await self._answer(self._stub.Rank, _rank_request(asker, poi_ids, wish))).ranking
+        methods = [stub.Rank for stub in self._stubs]
+        return (await self._answer(methods, _rank_request(asker, poi_ids, wish), timeout_seconds)).ranking
 
-    async def recommend(self, asker: Asker, wish: Wish = ANYTHING) -> pb.Ranking:
+    async def recommend(
+        self, asker: Asker, wish: Wish = ANYTHING, *, timeout_seconds: float | None = None
+    ) -> pb.Ranking:
         """Find POIs and order them. Raises grpc.RpcError."""
-        return (await self._answer(self._stub.Recommend, _recommend_request(asker, wish))).ranking
+        methods = [stub.Recommend for stub in self._stubs]
+        return (await self._answer(methods, _recommend_request(asker, wish), timeout_seconds)).ranking
 
-    async def record(self, events: Sequence[Happened]) -> pb.RecordFeedbackResponse:
+    async def record(
+        self, events: Sequence[Happened], *, timeout_seconds: float | None = None
+    ) -> pb.RecordFeedbackResponse:
         """Once this returns, all of them are on disk. Raises grpc.RpcError; the same events can be sent again."""
-        return await self._answer(self._stub.RecordFeedback, _record_request(events))
+        return await self._answer([self._stubs[0].RecordFeedback], _record_request(events), timeout_seconds)
 
     async def close(self) -> None:
-        await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
 
     async def __aenter__(self) -> AsyncRecommender:
         return self
@@ -209,8 +263,17 @@ class AsyncRecommender:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _answer(self, method: Any, request: Any) -> Any:
-        return method(request, timeout=self._access.timeout_seconds, metadata=self._access.metadata)
+    def _channel(self, address: str, options: ChannelOptions) -> grpc.aio.Channel:
+        secret, aio = self._access.credentials, grpc.aio
+        return aio.secure_channel(address, secret, options) if secret else aio.insecure_channel(address, options)
+
+    async def _answer(self, methods: Sequence[Any], request: Any, timeout_seconds: float | None) -> Any:
+        """The answer of one method, or of the first of two servers that has one."""
+        seconds = self._access.timeout_seconds if timeout_seconds is None else timeout_seconds
+        if self._second_tries is None or len(methods) == 1:
+            return await methods[0](request, timeout=seconds, metadata=self._access.metadata)
+        tries = [partial(method, request, metadata=self._access.metadata) for method in methods]
+        return await first_answer_async(tries, self._second_tries, seconds)
 
 
 def violations(error: grpc.RpcError) -> dict[str, str]:
@@ -222,6 +285,12 @@ def violations(error: grpc.RpcError) -> dict[str, str]:
         if detail.Unpack(bad):
             found |= {violation.field: violation.description for violation in bad.field_violations}
     return found
+
+
+def _channels(address: str, retries: Retries, hedging: Hedging | None) -> list[tuple[str, ChannelOptions]]:
+    """Where the channels of a client lead, each with its options. Second tries are not made again."""
+    first = (address, channel_options(retries))
+    return [first] if hedging is None else [first, (hedging.to or address, channel_options(ONCE))]
 
 
 def _aware(time: datetime | None) -> datetime | None:

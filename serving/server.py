@@ -6,6 +6,7 @@ The process loads neither transformers nor peft: what a language model knows was
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import signal
@@ -178,7 +179,7 @@ def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Ans
     except (NoIndex, NoFeedback) as error:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     except Overloaded as error:
-        context.abort_with_status(rpc_status.to_status(wire.overloaded(error)))
+        context.abort_with_status(_with_pushback(rpc_status.to_status(wire.overloaded(error)), error.retry_after_s))
     except Expired as error:
         context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
     except Gone as error:
@@ -192,6 +193,12 @@ def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Ans
         log.exception("request failed, error id %s", error_id)
         context.abort(grpc.StatusCode.INTERNAL, f"internal error {error_id}")
     raise AssertionError("abort returned")
+
+
+def _with_pushback(status: grpc.Status, seconds: float) -> grpc.Status:
+    """The same hint in gRPC's own words (gRFC A6): clients with a retry policy follow it, in whatever language."""
+    pushback = ("grpc-retry-pushback-ms", str(math.ceil(1000 * seconds)))
+    return status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
 
 
 @dataclass(frozen=True)

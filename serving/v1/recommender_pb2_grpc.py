@@ -33,7 +33,7 @@ class RecommenderServiceStub:
     one violation for each broken rule, up to 20 and as many as fit: the field's path and the rule in words. No id may
     contain the character NUL. Also: bytes that are no message of the method's kind.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
-    a google.rpc.RetryInfo, after its delay.
+    a google.rpc.RetryInfo, after its delay; the trailer grpc-retry-pushback-ms says the same to gRPC's own retries.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or an unknown one.
     PERMISSION_DENIED: the token lacks the scope that the message names.
@@ -76,7 +76,7 @@ class RecommenderServiceServicer:
     one violation for each broken rule, up to 20 and as many as fit: the field's path and the rule in words. No id may
     contain the character NUL. Also: bytes that are no message of the method's kind.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
-    a google.rpc.RetryInfo, after its delay.
+    a google.rpc.RetryInfo, after its delay; the trailer grpc-retry-pushback-ms says the same to gRPC's own retries.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or an unknown one.
     PERMISSION_DENIED: the token lacks the scope that the message names.
@@ -153,7 +153,7 @@ class RecommenderService:
     one violation for each broken rule, up to 20 and as many as fit: the field's path and the rule in words. No id may
     contain the character NUL. Also: bytes that are no message of the method's kind.
     RESOURCE_EXHAUSTED: the server has more to do than it can take on; ask again a little later. Where the status carries
-    a google.rpc.RetryInfo, after its delay.
+    a google.rpc.RetryInfo, after its delay; the trailer grpc-retry-pushback-ms says the same to gRPC's own retries.
     DEADLINE_EXCEEDED: the caller's deadline passed; nothing is done for a request whose deadline has passed already.
     UNAUTHENTICATED: the server wants a bearer token in the metadata `authorization` and got none or an unknown one.
     PERMISSION_DENIED: the token lacks the scope that the message names.

@@ -19,6 +19,7 @@ from serving.client import Access, Asker, AsyncRecommender, Happened, Recommende
 from serving.feedback import FeedbackLog
 from serving.feedback_tables import ANSWERS, EVENTS
 from serving.server import ServerOptions, create_server, open_pipeline
+from serving.tries import Retries
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
 
@@ -256,7 +257,8 @@ def test_rankings_go_on_where_the_database_does_not(pipeline, asker, poi_ids, ra
             return error.code()
         return None
 
-    with Recommender(f"127.0.0.1:{server.port}", Access(timeout_seconds=30)) as client:
+    once = Retries(tries=1)
+    with Recommender(f"127.0.0.1:{server.port}", Access(timeout_seconds=30), retries=once) as client:
         with ThreadPoolExecutor(120) as pool:
             held = [pool.submit(record, number) for number in range(120)]
             wait(held, return_when=FIRST_COMPLETED)  # as many wait as may
