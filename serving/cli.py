@@ -278,6 +278,9 @@ def serve(
     served_share: Annotated[
         float, typer.Option(help="Of the answers whose values are kept in WORKSPACE/served, for prove.")
     ] = 0.0,
+    explore: Annotated[
+        float, typer.Option(min=0.0, help="Draw orders from the scores, with this temperature in logits; 0: do not.")
+    ] = 0.0,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Answer Rank and Recommend over gRPC until SIGTERM."""
@@ -307,6 +310,7 @@ def serve(
             options,
             unproven=unproven,
             served_share=served_share,
+            explore=explore,
             started=lambda running: typer.echo(f"serving {model} on {host}:{running.port}"),
         )
 

@@ -33,10 +33,13 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
+    inspect,
     select,
+    text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import CreateColumn
 
 from feature_repo import columns
 from feature_repo.workspace import Workspace
@@ -72,6 +75,7 @@ EVENTS = Table(
     Column(columns.POSITION, Integer),
     Column("time_us", BigInteger, nullable=False),
     Column("received_us", BigInteger, nullable=False),
+    Column(columns.PROPENSITY, Float(53)),
 )
 
 
@@ -90,6 +94,7 @@ class FeedbackEvent:
         event_id: the caller's own.
         position: where the place was shown, from 0; None: unknown.
         time_us: microseconds since the epoch UTC.
+        propensity: of the place to stand at its position, given those above it; None: unknown.
     """
 
     event_id: str
@@ -98,6 +103,7 @@ class FeedbackEvent:
     outcome: Outcome
     position: int | None
     time_us: int
+    propensity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -231,10 +237,22 @@ def _make_tables(engine: Engine) -> None:
     """Where another server makes the same table at the same time, one of the two is told that it is there."""
     for attempt in range(MAKERS):
         try:
-            return _METADATA.create_all(engine)
+            with engine.begin() as db:
+                _METADATA.create_all(db)
+                return _add_columns(db)
         except SQLAlchemyError:
             if attempt == MAKERS - 1:
                 raise
+
+
+def _add_columns(db: Connection) -> None:
+    """A log of an earlier version lacks columns that were added since; what it holds is unknown there."""
+    for table in _METADATA.sorted_tables:
+        there = {column["name"] for column in inspect(db).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                declared = CreateColumn(column).compile(dialect=db.dialect)
+                db.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {declared}"))
 
 
 def _durable(connection: Any, lock_seconds: float) -> None:
@@ -289,6 +307,7 @@ def _event_row(one: FeedbackEvent, received_us: int) -> dict[str, object]:
         columns.POSITION: one.position,
         "time_us": one.time_us,
         "received_us": received_us,
+        columns.PROPENSITY: one.propensity,
     }
 
 

@@ -1,8 +1,9 @@
 """Retrieve -> read -> score -> rank: how a request becomes an answer, in plain types and without a wire.
 
 Order of an answer: descending probability of what the objective names; equal ones keep the order of the candidates.
-POIs that the store does not know are scored like any other (through the ranker's unknown bucket) but stand after all
-that it knows: their score rests on nothing of their own.
+A pipeline that explores draws the order from these probabilities instead (`exploration`). POIs that the store does not
+know are scored like any other (through the ranker's unknown bucket) but stand after all that it knows: their score
+rests on nothing of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import pyarrow.compute as pc
 
 from feature_repo import columns, geo
 from feature_repo.hours import hour_of_week
-from serving.attribution import Signer
+from serving.attribution import Signer, new_answer_id
+from serving.exploration import Exploration
 from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, check_scenes
 from serving.online import ServiceMismatch, ValueStatus, ViewReading
 from serving.request import (
@@ -49,6 +51,8 @@ class Ranking:
         distance_km: float64 (n,), NaN where one of the two places is unknown.
         names, categories: n words, None where the POI is unknown.
         token: opaque and unique; names this answer when what became of it is reported.
+        propensities: float64 (n,), the chance of each place to stand where it does, given those above it; (0,) where
+            the order was certain.
     """
 
     poi_ids: tuple[str, ...]
@@ -64,6 +68,7 @@ class Ranking:
     views: tuple[ViewReading, ...]
     time_us: int
     token: str
+    propensities: np.ndarray
 
 
 class Pipeline:
@@ -82,13 +87,16 @@ class Pipeline:
         proven: bool = False,
         served: ServedLog | None = None,
         signer: Signer | None = None,
+        exploration: Exploration | None = None,
     ) -> None:
         """
         Args:
             signer: of attribution tokens; None: one whose tokens nobody else takes.
             proven: whether a certificate says that this bundle's online and offline values agree; answers repeat it.
             served: keeps what a sample of the answers was made of.
+            exploration: how orders are drawn; None: they are those of the scores.
         """
+        self._exploration = exploration
         self._served = served
         self.signer = signer or Signer()
         self.bundle = scorer.bundle
@@ -137,14 +145,17 @@ class Pipeline:
     def _ordered(
         self, context: ContextReading, request: RankRequest | RecommendRequest, poi_ids: Sequence[str], limit: int
     ) -> Ranking:
+        answer_id = new_answer_id()
+        token = self._token(request.context, context.time_us, answer_id)
         if not poi_ids:
-            return _empty(context, self._token(request.context, context.time_us))
+            return _empty(context, token)
         reading = self._reader.read_pois(context, poi_ids)
         if self._served is not None:
             self._served.answered(request.context, reading.table)
         scored = self._scorer.score(reading.table)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
-        best = order(scores, reading.poi_statuses)[:limit]
+        ordered, propensities = self._order(scores, reading.poi_statuses, answer_id)
+        best = ordered[:limit]
         return Ranking(
             poi_ids=tuple(poi_ids[i] for i in best),
             scores=scores[best],
@@ -158,11 +169,22 @@ class Pipeline:
             scene=context.scene,
             views=tuple(sorted(reading.views, key=lambda v: v.view)),
             time_us=context.time_us,
-            token=self._token(request.context, context.time_us),
+            token=token,
+            propensities=propensities[:limit],
         )
 
-    def _token(self, context: RequestContext, time_us: int) -> str:
-        return self.signer.token(self.bundle.manifest.version, replace(context, time_us=time_us))
+    def _order(
+        self, scores: np.ndarray, statuses: tuple[ValueStatus, ...], answer_id: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """All candidates, first one first, and their propensities."""
+        if self._exploration is None:
+            return order(scores, statuses), np.zeros(0)
+        drawn = order(self._exploration.perturbed(scores, answer_id), statuses)
+        known = np.array([statuses[i] is ValueStatus.PRESENT for i in drawn])
+        return drawn, self._exploration.propensities(scores[drawn], known)
+
+    def _token(self, context: RequestContext, time_us: int, answer_id: str) -> str:
+        return self.signer.token(self.bundle.manifest.version, replace(context, time_us=time_us), answer_id)
 
     def _hour_of_week(self, time_us: int) -> int:
         return int(hour_of_week(np.array([time_us]), self.bundle.schema.timezone)[0])
@@ -219,4 +241,5 @@ def _empty(context: ContextReading, token: str) -> Ranking:
         views=tuple(sorted(context.views, key=lambda v: v.view)),
         time_us=context.time_us,
         token=token,
+        propensities=np.zeros(0),
     )

@@ -32,6 +32,7 @@ from serving import certificate, wire
 from serving.admission import Admission, Expired, Gone, Overloaded
 from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, require_loopback
+from serving.exploration import Exploration
 from serving.features import FeatureReader
 from serving.feedback import FeedbackBusy, FeedbackLog, FeedbackUnavailable, url_of
 from serving.metrics import Metrics, MetricsInterceptor
@@ -249,13 +250,20 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
 
 
 def open_pipeline(
-    workspace: Workspace, bundle: Path, index: Path | None, *, unproven: bool = False, served_share: float = 0.0
+    workspace: Workspace,
+    bundle: Path,
+    index: Path | None,
+    *,
+    unproven: bool = False,
+    served_share: float = 0.0,
+    explore: float = 0.0,
 ) -> Pipeline:
     """Load and verify a bundle and, where there is one, an index, over the workspace's store.
 
     Args:
         unproven: take a bundle without a valid certificate too; every answer then says so.
         served_share: of the answers whose values are kept in `workspace.served`.
+        explore: temperature that orders are drawn with; 0: they are those of the scores.
 
     Raises BundleError, IndexArtefactError, Unproven or another ServiceMismatch where one of them cannot be used.
     """
@@ -268,7 +276,10 @@ def open_pipeline(
     if served_share:
         served = ServedLog(workspace.served, served_share, loaded.manifest.version, loaded.schema)
     reader, signer = FeatureReader(store, loaded), Signer(key_of(workspace.attribution_key))
-    return Pipeline(reader, Scorer(loaded), retriever, proven=proven, served=served, signer=signer)
+    exploration = Exploration(explore) if explore else None
+    return Pipeline(
+        reader, Scorer(loaded), retriever, proven=proven, served=served, signer=signer, exploration=exploration
+    )
 
 
 def _is_proven(folder: Path, bundle: bundles.Bundle, unproven: bool) -> bool:
@@ -305,16 +316,17 @@ def serve(
     *,
     unproven: bool = False,
     served_share: float = 0.0,
+    explore: float = 0.0,
     started: Callable[[RunningServer], None] = lambda server: None,
 ) -> None:
     """Answer until SIGTERM or SIGINT, then drain and return.
 
     Args:
-        unproven, served_share: see `open_pipeline`.
+        unproven, served_share, explore: see `open_pipeline`.
         started: called once the server answers; a command line prints the port here.
     """
     torch.set_num_threads(1)  # one core a request: requests run side by side
-    pipeline = open_pipeline(workspace, bundle, index, unproven=unproven, served_share=served_share)
+    pipeline = open_pipeline(workspace, bundle, index, unproven=unproven, served_share=served_share, explore=explore)
     feedback = FeedbackLog(url_of(workspace))
     running = create_server(pipeline, options, feedback)
     # Not an Event: its lock would be held already by the thread that a signal interrupts on its way into waiting.
