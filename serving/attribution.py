@@ -65,11 +65,11 @@ class Signer:
         if len(self._key) < KEY_BYTES:
             raise ValueError(f"a key for attribution tokens needs {KEY_BYTES} bytes, has {len(self._key)}")
 
-    def token(self, bundle: str, dataset: str, context: RequestContext) -> str:
-        """A token of a new answer, URL-safe characters."""
+    def token(self, bundle: str, dataset: str, context: RequestContext, answer_id: str | None = None) -> str:
+        """A token of an answer, URL-safe characters; without an id, of a new one."""
         place = context.place and [context.place.latitude, context.place.longitude]
         said = [
-            secrets.token_hex(ANSWER_BYTES),
+            answer_id or new_answer_id(),
             bundle,
             context.user_id,
             context.scenario_id,
@@ -96,6 +96,11 @@ class Signer:
 
     def _signature(self, body: bytes) -> bytes:
         return hmac.digest(self._key, body, hashlib.sha256)[:SIGNATURE_BYTES]
+
+
+def new_answer_id() -> str:
+    """Of an answer; nobody guesses it before."""
+    return secrets.token_hex(ANSWER_BYTES)
 
 
 def _attribution(said: Sequence[Any]) -> Attribution:

@@ -286,6 +286,9 @@ def serve(
     poi_age: Annotated[
         float, typer.Option(min=0.0, help="Seconds that a POI's values may be old; 0: read with each request.")
     ] = 10.0,
+    explore: Annotated[
+        float, typer.Option(min=0.0, help="Draw orders from the scores, with this temperature in logits; 0: do not.")
+    ] = 0.0,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Answer Rank and Recommend over gRPC until SIGTERM."""
@@ -318,6 +321,7 @@ def serve(
             unproven=unproven,
             served_share=served_share,
             poi_age_s=poi_age,
+            explore=explore,
             started=lambda running: typer.echo(f"serving {model} on {host}:{running.port}"),
         )
 

@@ -99,6 +99,7 @@ class Happened:
         position: where it was shown, from 0; None: unknown.
         time: aware; None: now, by the server's clock.
         event_id: unique among the events of the answer; sent again, as after an error, it counts once.
+        propensity: the element of `propensities` that belongs to the place, 1 where the answer has none; None: unknown.
     """
 
     token: str
@@ -107,6 +108,7 @@ class Happened:
     position: int | None = None
     time: datetime | None = None
     event_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    propensity: float | None = None
 
     def message(self) -> pb.FeedbackEvent:
         """Raises ValueError for a time without a zone."""
@@ -117,13 +119,21 @@ class Happened:
             outcome=OUTCOMES[self.outcome],
             position=self.position,
             time=_aware(self.time),
+            propensity=self.propensity,
         )
 
 
 def shown(ranking: pb.Ranking, time: datetime | None = None) -> list[Happened]:
-    """All places of an answer, shown in its order."""
+    """All places of an answer, shown in its order, with the propensity of each: 1 where the server did not explore."""
     return [
-        Happened(token=ranking.attribution_token, poi_id=poi_id, outcome="shown", position=position, time=time)
+        Happened(
+            token=ranking.attribution_token,
+            poi_id=poi_id,
+            outcome="shown",
+            position=position,
+            time=time,
+            propensity=ranking.propensities[position] if ranking.propensities else 1.0,
+        )
         for position, poi_id in enumerate(ranking.poi_ids)
     ]
 

@@ -49,6 +49,7 @@ class FeedbackEvent:
         event_id: the caller's own, unique among the events of one answer.
         position: where the place was shown, from 0; None: unknown.
         time_us: microseconds since the epoch UTC.
+        propensity: of the place to stand at its position, given those above it; None: unknown.
     """
 
     event_id: str
@@ -57,6 +58,7 @@ class FeedbackEvent:
     outcome: Outcome
     position: int | None
     time_us: int
+    propensity: float | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -278,6 +280,7 @@ def _event_row(one: FeedbackEvent, received_us: int) -> dict[str, object]:
         columns.POSITION: one.position,
         "time_us": one.time_us,
         "received_us": received_us,
+        columns.PROPENSITY: one.propensity,
     }
 
 

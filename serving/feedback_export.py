@@ -7,7 +7,7 @@ that came earlier make room for what is known of it today.
       -> click and order of each, the position that it was shown at
       -> behind the rows that were there; valid and test part move with the end of the log
 
-An answer ranks the same candidates always the same way, so the propensity of each of its places is 1.
+The propensity of a place is the one that its caller sent back from the answer, unknown where it sent none.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _EVENT: Mapping[str, tuple[ColumnElement[Any], type[pl.DataType]]] = {
     columns.POI_ID: (EVENTS.c[columns.POI_ID], pl.String),
     "outcome": (EVENTS.c.outcome, pl.String),
     columns.POSITION: (EVENTS.c[columns.POSITION], pl.Int32),
+    columns.PROPENSITY: (EVENTS.c[columns.PROPENSITY], pl.Float64),
     HAPPENED: (EVENTS.c.time_us, pl.Int64),
     "answer_id": (ANSWERS.c.answer_id, pl.String),
     "dataset": (ANSWERS.c.dataset, pl.String),
@@ -130,15 +131,20 @@ def _places(events: pl.DataFrame, until_us: int, wait_us: int) -> tuple[pl.DataF
     """A row a place of an answer, with answer and outcome; and how many answers are too young."""
     young = events.filter(pl.col("time_us") > until_us)
     clicked, ordered = (_any(*outcomes) for outcomes in ((Outcome.CLICKED, Outcome.ORDERED), (Outcome.ORDERED,)))
-    after = pl.col(HAPPENED).filter(pl.col("outcome") != Outcome.SHOWN.value).max()
+    seen = pl.col("outcome") == Outcome.SHOWN.value
+    after = pl.col(HAPPENED).filter(~seen).max()
+    # Of a place that was shown twice, both of the first position.
+    shows = (pl.col(name).filter(seen) for name in (columns.POSITION, columns.PROPENSITY))
+    position, propensity = (column.sort_by(pl.col(columns.POSITION).filter(seen), nulls_last=True) for column in shows)
     places = (
         events.filter(pl.col("time_us") <= until_us)
         .group_by("answer_id", columns.POI_ID)
         .agg(
-            pl.exclude("outcome", columns.POSITION, HAPPENED).first(),
+            pl.exclude("outcome", columns.POSITION, columns.PROPENSITY, HAPPENED).first(),
             clicked.cast(pl.Int8).alias(columns.CLICK),
             ordered.cast(pl.Int8).alias(columns.ORDER),
-            pl.col(columns.POSITION).filter(pl.col("outcome") == Outcome.SHOWN.value).min(),
+            position.first(),
+            propensity.first(),
             pl.when(clicked).then(after).otherwise(pl.col("time_us").first() + wait_us).alias(HAPPENED),
         )
         .sort("time_us", "answer_id", columns.POSITION, columns.POI_ID, nulls_last=True)
@@ -161,11 +167,10 @@ def _appended(log: pa.Table, places: pl.DataFrame, schema: Schema) -> pa.Table:
         columns.REQUEST_ID: requests,
         columns.EVENT_TIMESTAMP: places["time_us"].cast(pl.Datetime("us", "UTC")).to_arrow(),
         columns.OUTCOME_TIMESTAMP: places[HAPPENED].cast(pl.Datetime("us", "UTC")).to_arrow(),
-        columns.PROPENSITY: pa.array([1.0] * len(places), pa.float64()),
         **{field.name: [told.get(field.name) for told in inputs] for field in schema.request_fields},
     }
     same = (columns.USER_ID, columns.POI_ID, columns.SCENARIO_ID, columns.CLICK, columns.ORDER, columns.POSITION)
-    rows |= {name: places[name].to_arrow() for name in (*same, columns.LATITUDE, columns.LONGITUDE)}
+    rows |= {name: places[name].to_arrow() for name in (*same, columns.PROPENSITY, columns.LATITUDE, columns.LONGITUDE)}
     wanted = schema.tables()["impressions"]
     return pa.concat_tables([base.cast(wanted), pa.table({name: rows[name] for name in wanted.names}).cast(wanted)])
 

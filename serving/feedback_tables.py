@@ -2,7 +2,7 @@
 
 An event is known by its answer and its id together: callers of different answers may count 1, 2, 3 alike. An answer
 says of which data set it was. Tables of older versions, where ids were unique among all events and answers did not say
-so, are changed in one transaction.
+so, or columns are missing, are changed in one transaction.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import CreateColumn
 
 from feature_repo import columns
 from feature_repo.workspace import Workspace
@@ -68,6 +69,7 @@ EVENTS = Table(
     Column(columns.POSITION, Integer),
     Column("time_us", BigInteger, nullable=False),
     Column("received_us", BigInteger, nullable=False),
+    Column(columns.PROPENSITY, Float(53)),
 )
 
 
@@ -119,13 +121,22 @@ def make_tables(engine: Engine) -> None:
         else:
             db.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MAKERS})")
         there = inspect(db)
+        for table in (ANSWERS, EVENTS):
+            if there.has_table(table.name):
+                _add_columns(db, table, {column["name"] for column in there.get_columns(table.name)})
         if there.has_table(EVENTS.name):
             key = there.get_pk_constraint(EVENTS.name)
             if key["constrained_columns"] == ["event_id"]:
                 _know_events_by_answer(db, str(key["name"]))
-        if there.has_table(ANSWERS.name) and "dataset" not in {c["name"] for c in there.get_columns(ANSWERS.name)}:
-            db.exec_driver_sql(f"ALTER TABLE {ANSWERS.name} ADD COLUMN dataset VARCHAR(256)")
         METADATA.create_all(db)
+
+
+def _add_columns(db: Connection, table: Table, there: set[str]) -> None:
+    """What was added since a table was made is unknown in the rows that it has."""
+    for column in table.columns:
+        if column.name not in there:
+            declared = CreateColumn(column).compile(dialect=db.dialect)
+            db.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {declared}")
 
 
 def _know_events_by_answer(db: Connection, key: str) -> None:

@@ -1,8 +1,9 @@
 """Retrieve -> read -> score -> rank: how a request becomes an answer, in plain types and without a wire.
 
 Order of an answer: descending probability of what the objective names; equal ones keep the order of the candidates.
-POIs that the store does not know are scored like any other (through the ranker's unknown bucket) but stand after all
-that it knows: their score rests on nothing of their own.
+A pipeline that explores draws the order from these probabilities instead (`exploration`). POIs that the store does not
+know are scored like any other (through the ranker's unknown bucket) but stand after all that it knows: their score
+rests on nothing of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from feature_repo import columns, geo
 from feature_repo.hours import hour_of_week
 from feature_repo.stores.packed import StoreUnavailable
 from serving.admission import Gone
-from serving.attribution import Signer
+from serving.attribution import Signer, new_answer_id
 from serving.degrade import (
     ANYBODY,
     CachedScores,
@@ -33,6 +34,7 @@ from serving.degrade import (
     popularity,
     without_scene,
 )
+from serving.exploration import Exploration
 from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, check_scenes
 from serving.guard import StoreGuard, StoreSlow
 from serving.online import ServiceMismatch, ValueStatus, ViewReading
@@ -73,6 +75,8 @@ class Ranking:
         names, categories: n words, None where the POI is unknown.
         token: opaque and unique; names this answer when what became of it is reported.
         degradation: how the answer falls short; None: it does not.
+        propensities: float64 (n,), the chance of each place to stand where it does, given those above it; (0,) where
+            the order was certain.
     """
 
     poi_ids: tuple[str, ...]
@@ -89,6 +93,7 @@ class Ranking:
     time_us: int
     token: str
     degradation: Degradation | None
+    propensities: np.ndarray
 
 
 class Pipeline:
@@ -108,6 +113,7 @@ class Pipeline:
         served: ServedLog | None = None,
         signer: Signer | None = None,
         guard: StoreGuard | None = None,
+        exploration: Exploration | None = None,
     ) -> None:
         """
         Args:
@@ -115,10 +121,12 @@ class Pipeline:
             proven: whether a certificate says that this bundle's online and offline values agree; answers repeat it.
             served: keeps what a sample of the answers was made of.
             guard: of the store; None: one of its own.
+            exploration: how orders are drawn; None: they are those of the scores.
         """
         self._guard = guard or StoreGuard(READS)
         self._pace = Pace()
         self._cached = CachedScores()
+        self._exploration = exploration
         self._served = served
         self.signer = signer or Signer()
         self.bundle = scorer.bundle
@@ -189,8 +197,10 @@ class Pipeline:
         caller: Caller,
         descent: Descent,
     ) -> Ranking:
+        answer_id = new_answer_id()
+        token = self._token(request.context, context.time_us, answer_id)
         if not poi_ids:
-            return _empty(context, self._token(request.context, context.time_us), descent.result())
+            return _empty(context, token, descent.result())
 
         def read(reach: bool) -> Reading:
             return self._reader.read_pois(context, poi_ids, reach=reach)
@@ -203,7 +213,8 @@ class Pipeline:
         if self._served is not None and degradation is None:
             self._served.answered(request.context, reading.table)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
-        best = order(scores, reading.poi_statuses)[:limit]
+        ordered, propensities = self._order(scores, reading.poi_statuses, answer_id)
+        best = ordered[:limit]
         return Ranking(
             poi_ids=tuple(poi_ids[i] for i in best),
             scores=scores[best],
@@ -217,9 +228,20 @@ class Pipeline:
             scene=context.scene,
             views=tuple(sorted(reading.views, key=lambda v: v.view)),
             time_us=context.time_us,
-            token=self._token(request.context, context.time_us),
+            token=token,
             degradation=degradation,
+            propensities=propensities[:limit],
         )
+
+    def _order(
+        self, scores: np.ndarray, statuses: tuple[ValueStatus, ...], answer_id: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """All candidates, first one first, and their propensities."""
+        if self._exploration is None:
+            return order(scores, statuses), np.zeros(0)
+        drawn = order(self._exploration.perturbed(scores, answer_id), statuses)
+        known = np.array([statuses[i] is ValueStatus.PRESENT for i in drawn])
+        return drawn, self._exploration.propensities(scores[drawn], known)
 
     def _come_down(self, reads: tuple[str, ...], n: int, caller: Caller, descent: Descent) -> None:
         """To the first rung whose stages fit into the time that is left."""
@@ -269,9 +291,9 @@ class Pipeline:
             found = popularity(reading.rows, encoding, distance_km)
         return Probabilities(p_click=found[0], p_order=found[1])
 
-    def _token(self, context: RequestContext, time_us: int) -> str:
-        bundle = self.bundle
-        return self.signer.token(bundle.manifest.version, bundle.schema.identity, replace(context, time_us=time_us))
+    def _token(self, context: RequestContext, time_us: int, answer_id: str) -> str:
+        manifest, dataset = self.bundle.manifest, self.bundle.schema.identity
+        return self.signer.token(manifest.version, dataset, replace(context, time_us=time_us), answer_id)
 
     def _hour_of_week(self, time_us: int) -> int:
         return int(hour_of_week(np.array([time_us]), self.bundle.schema.timezone)[0])
@@ -329,4 +351,5 @@ def _empty(context: ContextReading, token: str, degradation: Degradation | None)
         time_us=context.time_us,
         token=token,
         degradation=degradation,
+        propensities=np.zeros(0),
     )

@@ -164,6 +164,12 @@ def check_event(
         yield Violation(f"{path}.time", "must not be before the answer, and at most one day ahead of now")
 
 
+def check_propensity(path: str, propensity: float | None) -> Iterator[Violation]:
+    """The same event's propensity; `path`: of the event."""
+    if propensity is not None and not 0.0 < propensity <= 1.0:  # NaN is refused here too
+        yield Violation(f"{path}.propensity", f"must be above 0 and at most 1, is {propensity}")
+
+
 def check_event_count(count: int) -> Iterator[Violation]:
     if not 1 <= count <= MAX_EVENTS:
         yield Violation("events", f"must have 1 to {MAX_EVENTS} elements, has {count}")

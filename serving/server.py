@@ -35,6 +35,7 @@ from serving.admission import Admission, Expired, Gone, Overloaded
 from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, Tokens, require_loopback
 from serving.degrade import Caller
+from serving.exploration import Exploration
 from serving.features import FeatureReader
 from serving.feedback import FeedbackBusy, FeedbackLog
 from serving.feedback_streams import Stopping, Streams, TooManyStreams
@@ -279,6 +280,7 @@ def open_pipeline(
     unproven: bool = False,
     served_share: float = 0.0,
     poi_age_s: float = 0.0,
+    explore: float = 0.0,
 ) -> Pipeline:
     """Load and verify a bundle and, where there is one, an index, over the workspace's store.
 
@@ -286,6 +288,7 @@ def open_pipeline(
         poi_age_s: how old values of POIs may be that are kept in this process; 0: each is read with its request.
         unproven: take a bundle without a valid certificate too; every answer then says so.
         served_share: of the answers whose values are kept in `workspace.served`.
+        explore: temperature that orders are drawn with; 0: they are those of the scores.
 
     Raises BundleError, IndexArtefactError, Unproven or another ServiceMismatch where one of them cannot be used.
     """
@@ -298,7 +301,10 @@ def open_pipeline(
     if served_share:
         served = ServedLog(workspace.served, served_share, loaded.manifest.version, loaded.schema)
     reader, signer = FeatureReader(store, loaded, poi_age_s=poi_age_s), Signer(key_of(workspace.attribution_key))
-    return Pipeline(reader, Scorer(loaded), retriever, proven=proven, served=served, signer=signer)
+    exploration = Exploration(explore) if explore else None
+    return Pipeline(
+        reader, Scorer(loaded), retriever, proven=proven, served=served, signer=signer, exploration=exploration
+    )
 
 
 def _is_proven(folder: Path, bundle: bundles.Bundle, unproven: bool) -> bool:
@@ -336,17 +342,18 @@ def serve(
     unproven: bool = False,
     served_share: float = 0.0,
     poi_age_s: float = 0.0,
+    explore: float = 0.0,
     started: Callable[[RunningServer], None] = lambda server: None,
 ) -> None:
     """Answer until SIGTERM or SIGINT, then drain and return.
 
     Args:
-        unproven, served_share, poi_age_s: see `open_pipeline`.
+        unproven, served_share, poi_age_s, explore: see `open_pipeline`.
         started: called once the server answers; a command line prints the port here.
     """
     torch.set_num_threads(1)  # one core a request: requests run side by side
     pipeline = open_pipeline(
-        workspace, bundle, index, unproven=unproven, served_share=served_share, poi_age_s=poi_age_s
+        workspace, bundle, index, unproven=unproven, served_share=served_share, poi_age_s=poi_age_s, explore=explore
     )
     pipeline.start()
     feedback = FeedbackLog(url_of(workspace))

@@ -25,6 +25,7 @@ from serving.request import (
     Violation,
     check_event,
     check_event_count,
+    check_propensity,
     quoted,
 )
 from serving.v1 import recommender_pb2 as pb
@@ -108,7 +109,9 @@ def _event(path: str, message: pb.FeedbackEvent, answer: Attribution | InvalidTo
     # The answer's own time may be ahead of this clock.
     time_us = _time_us(message.time, f"{path}.time") if told else max(time.time_ns() // 1000, answer.time_us)
     position = message.position if message.HasField("position") else None
+    propensity = message.propensity if message.HasField("propensity") else None
     violations += check_event(path, message.event_id, message.poi_id, position, time_us, answer.time_us)
+    violations += check_propensity(path, propensity)
     if violations:
         raise InvalidRequest(violations)
     return FeedbackEvent(
@@ -118,6 +121,7 @@ def _event(path: str, message: pb.FeedbackEvent, answer: Attribution | InvalidTo
         outcome=OUTCOMES[message.outcome],
         position=position,
         time_us=time_us,
+        propensity=propensity,
     )
 
 
@@ -133,6 +137,7 @@ def ranking(answer: Ranking, model: pb.ModelInfo, include_details: bool) -> pb.R
         p_order=answer.p_order,
         distance_km=answer.distance_km,
         poi_statuses=[STATUSES[status] for status in answer.poi_statuses],
+        propensities=answer.propensities,
         user_status=STATUSES[answer.user_status],
         scene=[
             pb.SceneAspect(feature=s.feature, value=s.value or "", known=s.known, has_vector=s.has_vector)

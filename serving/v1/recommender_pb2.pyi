@@ -125,7 +125,7 @@ class RecommendResponse(_message.Message):
     def __init__(self, ranking: _Optional[_Union[Ranking, _Mapping]] = ..., index_version: _Optional[str] = ...) -> None: ...
 
 class Ranking(_message.Message):
-    __slots__ = ("poi_ids", "scores", "p_click", "p_order", "distance_km", "poi_statuses", "details", "user_status", "scene", "values", "views", "model", "attribution_token", "time", "degraded")
+    __slots__ = ("poi_ids", "scores", "p_click", "p_order", "distance_km", "poi_statuses", "details", "user_status", "scene", "values", "views", "model", "attribution_token", "time", "degraded", "propensities")
     POI_IDS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     P_CLICK_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +141,7 @@ class Ranking(_message.Message):
     ATTRIBUTION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    PROPENSITIES_FIELD_NUMBER: _ClassVar[int]
     poi_ids: _containers.RepeatedScalarFieldContainer[str]
     scores: _containers.RepeatedScalarFieldContainer[float]
     p_click: _containers.RepeatedScalarFieldContainer[float]
@@ -156,7 +157,8 @@ class Ranking(_message.Message):
     attribution_token: str
     time: _timestamp_pb2.Timestamp
     degraded: Degradation
-    def __init__(self, poi_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ..., p_click: _Optional[_Iterable[float]] = ..., p_order: _Optional[_Iterable[float]] = ..., distance_km: _Optional[_Iterable[float]] = ..., poi_statuses: _Optional[_Iterable[_Union[ValueStatus, str]]] = ..., details: _Optional[_Iterable[_Union[PoiDetails, _Mapping]]] = ..., user_status: _Optional[_Union[ValueStatus, str]] = ..., scene: _Optional[_Iterable[_Union[SceneAspect, _Mapping]]] = ..., values: _Optional[_Union[StatusCounts, _Mapping]] = ..., views: _Optional[_Iterable[_Union[ViewStatus, _Mapping]]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., attribution_token: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., degraded: _Optional[_Union[Degradation, _Mapping]] = ...) -> None: ...
+    propensities: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, poi_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ..., p_click: _Optional[_Iterable[float]] = ..., p_order: _Optional[_Iterable[float]] = ..., distance_km: _Optional[_Iterable[float]] = ..., poi_statuses: _Optional[_Iterable[_Union[ValueStatus, str]]] = ..., details: _Optional[_Iterable[_Union[PoiDetails, _Mapping]]] = ..., user_status: _Optional[_Union[ValueStatus, str]] = ..., scene: _Optional[_Iterable[_Union[SceneAspect, _Mapping]]] = ..., values: _Optional[_Union[StatusCounts, _Mapping]] = ..., views: _Optional[_Iterable[_Union[ViewStatus, _Mapping]]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., attribution_token: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., degraded: _Optional[_Union[Degradation, _Mapping]] = ..., propensities: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Degradation(_message.Message):
     __slots__ = ("level", "reason", "missing")
@@ -245,20 +247,22 @@ class ModelInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., service: _Optional[str] = ..., proven: _Optional[bool] = ...) -> None: ...
 
 class FeedbackEvent(_message.Message):
-    __slots__ = ("event_id", "attribution_token", "poi_id", "outcome", "position", "time")
+    __slots__ = ("event_id", "attribution_token", "poi_id", "outcome", "position", "time", "propensity")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTION_TOKEN_FIELD_NUMBER: _ClassVar[int]
     POI_ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    PROPENSITY_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     attribution_token: str
     poi_id: str
     outcome: Outcome
     position: int
     time: _timestamp_pb2.Timestamp
-    def __init__(self, event_id: _Optional[str] = ..., attribution_token: _Optional[str] = ..., poi_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., position: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    propensity: float
+    def __init__(self, event_id: _Optional[str] = ..., attribution_token: _Optional[str] = ..., poi_id: _Optional[str] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., position: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., propensity: _Optional[float] = ...) -> None: ...
 
 class RecordFeedbackRequest(_message.Message):
     __slots__ = ("events",)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine, select, text
 
 from serving.attribution import Attribution
 from serving.feedback import FeedbackBusy, FeedbackEvent, FeedbackLog, Outcome, Recorded, counts
@@ -91,6 +91,19 @@ def test_events_and_their_answer_are_kept(url: str) -> None:
     assert (event["answer_id"], event["poi_id"], event["outcome"], event["position"]) == ("a", "p7", "shown", 7)
     assert event["time_us"] == 27 and abs(event["received_us"] / 1e6 - time.time()) < 60
     assert counts(engine) == {"shown": 1200, "clicked": 0, "ordered": 1}
+
+
+def test_a_log_of_before_propensities_goes_on(url: str) -> None:
+    engine = opened(url)
+    with engine.begin() as db:
+        db.execute(text("ALTER TABLE feedback_events DROP COLUMN propensity"))
+        db.execute(text("INSERT INTO feedback_events VALUES ('a', 'old', 'p', 'shown', 0, 5, 6)"))
+    log = FeedbackLog(url)
+    log.record([replace(one, propensity=0.25) for one in brought("new", 1)])
+    log.close()
+    with engine.connect() as db:
+        found = dict(db.execute(select(EVENTS.c.event_id, EVENTS.c.propensity)).all())
+    assert found == {"old": None, "new/0": 0.25}
 
 
 def test_an_event_counts_once(url: str) -> None:

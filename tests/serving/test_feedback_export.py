@@ -101,7 +101,7 @@ def test_a_row_says_what_became_of_a_place(workspace, log, until, poi_ids):
         assert (row[columns.CLICK], row[columns.ORDER], row[columns.POSITION]) == (click, order, position)
         assert row[columns.EVENT_TIMESTAMP] == at
         assert row[columns.OUTCOME_TIMESTAMP] == at + timedelta(seconds=known_s)
-        assert row[columns.PROPENSITY] == 1.0 and row[columns.USER_ID] == "u1"
+        assert row[columns.PROPENSITY] is None and row[columns.USER_ID] == "u1"
         told = ("rain", 3.5, 60.1, 24.9) if answer == "bought" else (None,) * 4
         assert tuple(row[n] for n in ("weather", "temperature", columns.LATITUDE, columns.LONGITUDE)) == told
 
@@ -181,7 +181,8 @@ def test_from_an_answer_to_the_next_training_set(checkout, tiny_model):
     schema = Schema.load(workspace.schema)
     pois = pq.read_table(workspace.source("pois"))[columns.POI_ID].to_pylist()[:8]
     moment = schema.split.end + timedelta(hours=12)
-    with checkout.served("--model", "larr", "--unproven") as served, Recommender(served.address) as client:
+    options = ("--model", "larr", "--unproven", "--explore", "0.3")
+    with checkout.served(*options) as served, Recommender(served.address) as client:
         asker = Asker(user_id="u1", scenario_id="lunch_deals", time=moment, scene={"weather": "rain"})
         ranking = client.rank(asker, pois, Wish())
         bought = Happened(
@@ -197,6 +198,7 @@ def test_from_an_answer_to_the_next_training_set(checkout, tiny_model):
     pulled = pds.dataset(sorted(workspace.training.glob(f"{folders[0].rsplit('/', 1)[1]}/part-*"))).to_table()
     new = pulled.filter(pc.starts_with(pulled[columns.REQUEST_ID], REQUEST))
     assert new[columns.POI_ID].to_pylist() == list(ranking.poi_ids)
+    assert new[columns.PROPENSITY].to_pylist() == list(ranking.propensities) != [1.0] * 8
     assert new[columns.ORDER].to_pylist() == [0, 0, 0, 1, 0, 0, 0, 0]
     assert new[columns.scene("weather")].to_pylist() == ["rain"] * 8
     # What a row of training is made of is what the answer was made of.

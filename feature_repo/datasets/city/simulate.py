@@ -117,8 +117,8 @@ def _turn(
     p_click, p_if = logits.p_click, logits.p_order_if_clicked
     click = rng.random(p_click.shape) < p_click
     order = click & (rng.random(p_click.shape) < p_if)
-    outcome_us = now.time_us[:, None] + _delays(click, order, rng)
-    _remember(state, now.user, slates.venues, click, order, outcome_us)
+    outcome_us = now.time_us[:, None] + delays(click, order, rng)
+    remember(state, now.user, slates.venues, click, order, outcome_us)
     shape = p_click.shape
     return Log(
         request=np.repeat(rows, shape[1]),
@@ -134,14 +134,14 @@ def _turn(
     )
 
 
-def _delays(click: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def delays(click: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Microseconds until the outcome is known: seconds for a look, a minute for a click, some minutes for an order."""
     seconds = 1.0 + 1.5 * np.arange(click.shape[1]) + rng.exponential(2.0, click.shape)
     seconds += click * rng.exponential(40.0, click.shape) + order * rng.uniform(60.0, 600.0, click.shape)
     return (np.minimum(seconds, LATEST_OUTCOME_S) * 1e6).astype(np.int64) + rng.integers(1000, size=click.shape)
 
 
-def _remember(
+def remember(
     state: State, user: np.ndarray, slate: np.ndarray, click: np.ndarray, order: np.ndarray, outcome_us: np.ndarray
 ) -> None:
     """The newest click and the newest order of each request, by the time of the outcome."""
