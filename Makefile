@@ -52,7 +52,7 @@ format: setup ## Rewrite the sources in the project's format
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 proto: setup ## Generate the gRPC stubs again
-	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/serving/v1/recommender.proto
+	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/serving/v1/*.proto
 
 bench: setup ## Every benchmark, into benchmarks/results
 	@$(BIN)/python -m pip install --quiet --editable '.[ray]' # which fuxictr imports

@@ -17,7 +17,7 @@ import typer
 from feature_repo.datasets.choose import DatasetName, Options, choose
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import DEFAULT, Workspace, activate
-from serving import cli_language, cli_store
+from serving import cli_admin, cli_language, cli_store
 from serving.options import (
     AddressOption,
     FromOption,
@@ -160,7 +160,7 @@ def materialize(
         stages.materialize(target, open_store(target), utc(to), report)
 
 
-for command in cli_store.VERBS:
+for command in (*cli_store.VERBS, *cli_admin.VERBS):
     app.command()(command)
 
 

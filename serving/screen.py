@@ -279,3 +279,30 @@ def _mean(metrics: Sequence[Mapping[str, Any]], task: str, metric: str) -> str:
         return "-"
     mean = f"{np.mean(values):.4f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.4f}"
+
+
+def serving_line(serving: Any) -> str:
+    """Which bundle answers and which one is ready behind it; `serving` is a `Serving`."""
+    since = serving.since.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")
+    line = f"{serving.current.name} {serving.current.version} answers since {since} UTC"
+    if serving.HasField("previous"):
+        line += f"; {serving.previous.name} {serving.previous.version} is ready to be rolled back to"
+    return line
+
+
+def shadow_table(report: Any) -> Table:
+    """How the bundle in the shadow compares, by scenario; `report` is a `ShadowReport`."""
+    title = (
+        f"{report.model.name} {report.model.version} in the shadow of {100 * report.share:.0f} % of the requests: "
+        f"{report.answers:,} compared, {report.failed} failed, {report.skipped} skipped; of the first ten "
+        f"{10 * report.overlap_at_10:.1f} the same; {report.latency_ratio:.2f} of the time"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("scenario")
+    for name in ("places", "p(click)", "in the shadow", "shown", "clicks", "expected", "expected in the shadow"):
+        table.add_column(name, justify="right")
+    for one in report.scenarios:
+        expected = (f"{one.expected_clicks:.1f}", f"{one.shadow_expected_clicks:.1f}") if one.shown else ("", "")
+        means = (f"{one.mean_p_click:.4f}", f"{one.shadow_mean_p_click:.4f}")
+        table.add_row(one.scenario_id, f"{one.places:,}", *means, f"{one.shown:,}", f"{one.clicks:,}", *expected)
+    return table

@@ -31,6 +31,7 @@ from grpc_status import rpc_status
 from feature_repo.store import open_store, view_of
 from feature_repo.workspace import Workspace
 from serving import certificate, wire
+from serving.admin import AdminServicer, Load
 from serving.admission import Admission, Expired, Gone, Overloaded
 from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, Tokens, require_loopback
@@ -40,20 +41,24 @@ from serving.features import FeatureReader
 from serving.feedback import FeedbackBusy, FeedbackLog
 from serving.feedback_streams import Stopping, Streams, TooManyStreams
 from serving.feedback_tables import FeedbackUnavailable, url_of
+from serving.live import Live
 from serving.malformed import MalformedInterceptor
 from serving.metrics import Metrics, MetricsInterceptor
 from serving.online import ServiceMismatch
-from serving.pipeline import NoIndex, Pipeline
-from serving.request import InvalidRequest
+from serving.pipeline import NoIndex, Pipeline, Ranking
+from serving.request import InvalidRequest, RankRequest, RecommendRequest
 from serving.retriever import Retriever
 from serving.scorer import Scorer
 from serving.served import ServedLog
+from serving.v1 import admin_pb2
+from serving.v1 import admin_pb2_grpc as admin_grpc
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
 from trainers import bundle as bundles
 from trainers.knowledge import load_matrix, served_from
 
 log = logging.getLogger(__name__)
+ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"].full_name
 Answer = TypeVar("Answer")
 LONGEST_S = 24 * 3600.0  # a deadline further away is none
@@ -95,44 +100,61 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
     """Translates; whatever decides anything is in the pipeline.
 
     Args:
+        live: the pipeline that answers.
+        admin: is told of answers and feedback.
         admission: of rankings; feedback has a queue of its own.
         feedback: None where none is kept.
         streams: of feedback.
     """
 
     def __init__(
-        self, pipeline: Pipeline, metrics: Metrics, admission: Admission, feedback: FeedbackLog | None, streams: Streams
+        self,
+        live: Live,
+        admin: AdminServicer,
+        metrics: Metrics,
+        admission: Admission,
+        feedback: FeedbackLog | None,
+        streams: Streams,
     ) -> None:
-        self._pipeline = pipeline
+        self._live = live
+        self._admin = admin
         self._metrics = metrics
         self._admission = admission
         self._feedback = feedback
         self._streams = streams
         self._recording = threading.BoundedSemaphore(FEEDBACK_CALLS)
-        self._model = wire.model_info(pipeline.bundle.manifest, pipeline.proven)
 
     def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
-        def answer() -> pb.RankResponse:
-            ranking = self._pipeline.rank(wire.rank_request(request), _caller(context))
-            self._metrics.answer(ranking)
-            return pb.RankResponse(ranking=wire.ranking(ranking, self._model, request.include_details))
+        def answer(pipeline: Pipeline) -> pb.RankResponse:
+            asked, started = wire.rank_request(request), time.perf_counter()
+            ranking = pipeline.rank(asked, _caller(context))
+            self._answered(asked, ranking, started)
+            return pb.RankResponse(ranking=wire.ranking(ranking, wire.model_info(pipeline), request.include_details))
 
         return _guarded(partial(self._admitted, answer, context), context)
 
     def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:
-        def answer() -> pb.RecommendResponse:
-            ranking = self._pipeline.recommend(wire.recommend_request(request), _caller(context))
-            self._metrics.answer(ranking)
+        def answer(pipeline: Pipeline) -> pb.RecommendResponse:
+            asked, started = wire.recommend_request(request), time.perf_counter()
+            ranking = pipeline.recommend(asked, _caller(context))
+            self._answered(asked, ranking, started)
             return pb.RecommendResponse(
-                ranking=wire.ranking(ranking, self._model, request.include_details),
-                index_version=self._pipeline.index_version,
+                ranking=wire.ranking(ranking, wire.model_info(pipeline), request.include_details),
+                index_version=pipeline.index_version,
             )
 
         return _guarded(partial(self._admitted, answer, context), context)
 
-    def _admitted(self, answer: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:
-        with self._admission.entered(_remaining_s(context), context.add_callback):
-            return answer()
+    def _answered(self, asked: RankRequest | RecommendRequest, ranking: Ranking, started: float) -> None:
+        self._metrics.answer(ranking)
+        self._admin.answered(asked, ranking, time.perf_counter() - started)
+
+    def _admitted(self, answer: Callable[[Pipeline], Answer], context: grpc.ServicerContext) -> Answer:
+        with (
+            self._admission.entered(_remaining_s(context), context.add_callback),
+            self._live.answering() as pipeline,
+        ):
+            return answer(pipeline)
 
     def RecordFeedback(
         self, request: pb.RecordFeedbackRequest, context: grpc.ServicerContext
@@ -152,10 +174,11 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         if not self._recording.acquire(blocking=False):
             raise FeedbackBusy("too many events are waiting to be stored")
         try:
-            events = wire.feedback_events(request, self._pipeline.signer)
+            events = wire.feedback_events(request, self._live.current.signer)
             recorded = self._feedback.record(events, _remaining_s(context))
         finally:
             self._recording.release()
+        self._admin.happened(events)
         self._metrics.recorded(recorded.new, recorded.repeated)
         return pb.RecordFeedbackResponse(recorded=recorded.new, repeated=recorded.repeated)
 
@@ -207,6 +230,8 @@ class RunningServer:
     """A server that answers; `port` is the one that it listens on."""
 
     server: grpc.Server
+    live: Live
+    admin: AdminServicer
     health: health.HealthServicer
     admission: Admission
     streams: Streams
@@ -220,14 +245,21 @@ class RunningServer:
         self.health.enter_graceful_shutdown()
         self.streams.stop()
         self.server.stop(self.grace_seconds).wait()
+        self.admin.close()
         # What is worked on for callers that have left is no call any more.
         while self.admission.inside and time.monotonic() < end:
             time.sleep(0.01)
         return self.admission.inside == 0
 
 
-def create_server(pipeline: Pipeline, options: ServerOptions, feedback: FeedbackLog | None = None) -> RunningServer:
-    """Start answering; without `feedback` none is taken.
+def create_server(
+    pipeline: Pipeline, options: ServerOptions, feedback: FeedbackLog | None = None, load: Load | None = None
+) -> RunningServer:
+    """Start answering.
+
+    Args:
+        feedback: without, none is taken.
+        load: opens the bundle of a name, to be served in place of the pipeline; without, there is no other one.
 
     Raises AuthError for plain text on an address that other machines can reach, FileError for TLS files that cannot be
     used, RuntimeError if the address is taken.
@@ -256,11 +288,14 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
     )
     admission = Admission(options.workers, options.waiting)
     metrics.follow(admission)
-    servicer = RecommenderServicer(pipeline, metrics, admission, feedback, streams)
+    live = Live(pipeline)
+    admin = AdminServicer(live, load)
+    servicer = RecommenderServicer(live, admin, metrics, admission, feedback, streams)
+    admin_grpc.add_AdminServiceServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
     pb_grpc.add_RecommenderServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     life = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(life, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     if options.tls is None:
         port = server.add_insecure_port(options.address)
     else:
@@ -269,7 +304,7 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
     server.start()
     for name in ("", SERVICE):
         life.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(server, life, admission, streams, port, metrics_port, options.grace_seconds)
+    return RunningServer(server, live, admin, life, admission, streams, port, metrics_port, options.grace_seconds)
 
 
 def open_pipeline(
@@ -352,12 +387,16 @@ def serve(
         started: called once the server answers; a command line prints the port here.
     """
     torch.set_num_threads(1)  # one core a request: requests run side by side
-    pipeline = open_pipeline(
-        workspace, bundle, index, unproven=unproven, served_share=served_share, poi_age_s=poi_age_s, explore=explore
-    )
+
+    def load(folder: Path) -> Pipeline:
+        return open_pipeline(
+            workspace, folder, index, unproven=unproven, served_share=served_share, poi_age_s=poi_age_s, explore=explore
+        )
+
+    pipeline = load(bundle)
     pipeline.start()
     feedback = FeedbackLog(url_of(workspace))
-    running = create_server(pipeline, options, feedback)
+    running = create_server(pipeline, options, feedback, lambda name: load(workspace.bundles / name))
     # Not an Event: its lock would be held already by the thread that a signal interrupts on its way into waiting.
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -365,7 +404,7 @@ def serve(
     started(running)
     signals.get()
     ended = [running.stop(), feedback.close()]
-    left_behind = not pipeline.close()
+    left_behind = not running.live.close()
     if not all(ended):
         log.error("a call hangs, as where a database does not answer; leaving without it")
     if left_behind or not all(ended):

@@ -14,7 +14,7 @@ from serving.attribution import Attribution, InvalidToken, Signer
 from serving.degrade import Degradation
 from serving.feedback import FeedbackEvent, Outcome
 from serving.online import ValueStatus, ViewReading
-from serving.pipeline import Ranking
+from serving.pipeline import Pipeline, Ranking
 from serving.request import (
     InvalidRequest,
     Objective,
@@ -29,7 +29,6 @@ from serving.request import (
     quoted,
 )
 from serving.v1 import recommender_pb2 as pb
-from trainers.bundle import Manifest
 
 OBJECTIVES: dict[int, Objective] = {
     pb.OBJECTIVE_UNSPECIFIED: Objective.CLICK,
@@ -125,8 +124,9 @@ def _event(path: str, message: pb.FeedbackEvent, answer: Attribution | InvalidTo
     )
 
 
-def model_info(manifest: Manifest, proven: bool) -> pb.ModelInfo:
-    return pb.ModelInfo(name=manifest.model, version=manifest.version, service=manifest.service, proven=proven)
+def model_info(pipeline: Pipeline) -> pb.ModelInfo:
+    manifest = pipeline.bundle.manifest
+    return pb.ModelInfo(name=manifest.model, version=manifest.version, service=manifest.service, proven=pipeline.proven)
 
 
 def ranking(answer: Ranking, model: pb.ModelInfo, include_details: bool) -> pb.Ranking:
@@ -151,7 +151,7 @@ def ranking(answer: Ranking, model: pb.ModelInfo, include_details: bool) -> pb.R
         ),
         model=model,
         attribution_token=answer.token,
-        time=_timestamp(answer.time_us),
+        time=timestamp(answer.time_us),
         degraded=None if answer.degradation is None else _degradation(answer.degradation),
     )
     if include_details:
@@ -248,7 +248,8 @@ def _time_us(message: Timestamp, path: str = "context.time") -> int:
     return message.seconds * 1_000_000 + message.nanos // 1000
 
 
-def _timestamp(time_us: int) -> Timestamp:
+def timestamp(time_us: int) -> Timestamp:
+    """Of microseconds since the epoch, UTC."""
     seconds, rest = divmod(time_us, 1_000_000)
     return Timestamp(seconds=seconds, nanos=rest * 1000)
 
@@ -257,6 +258,6 @@ def _view(view: ViewReading) -> pb.ViewStatus:
     return pb.ViewStatus(
         view=view.view,
         values=pb.StatusCounts(present=view.present, missing=view.missing, stale=view.stale),
-        oldest=None if view.oldest_us is None else _timestamp(view.oldest_us),
-        newest=None if view.newest_us is None else _timestamp(view.newest_us),
+        oldest=None if view.oldest_us is None else timestamp(view.oldest_us),
+        newest=None if view.newest_us is None else timestamp(view.newest_us),
     )

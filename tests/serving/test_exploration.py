@@ -19,8 +19,9 @@ from feature_repo.datasets.city.logging_policy import plackett_luce
 from feature_repo.workspace import Workspace
 from serving.client import Happened, Recommender, Wish, shown, violations
 from serving.exploration import Exploration, gumbel
-from serving.feedback import FeedbackLog, opened
+from serving.feedback import FeedbackLog
 from serving.feedback_export import REQUEST, grown
+from serving.feedback_tables import opened
 from serving.online import ValueStatus
 from serving.pipeline import Pipeline, order
 from serving.server import ServerOptions, create_server, open_pipeline

@@ -1,0 +1,120 @@
+"""Which pipeline answers: changed while requests run, and back again at once.
+
+A request holds one pipeline from its beginning to its end, so no answer is made of two. A pipeline that is replaced
+stays loaded as the one to roll back to; the one before that is closed when its last request has been answered.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from serving.online import ServiceMismatch
+from serving.pipeline import Pipeline
+
+
+class Changing(RuntimeError):
+    """Another change is under way."""
+
+
+class NothingBefore(RuntimeError):
+    """There is no pipeline to roll back to."""
+
+
+class _Held:
+    """A pipeline and how many requests hold it."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.since_us = time.time_ns() // 1000
+        self.users = 0
+        self.is_retired = False
+
+
+class Live:
+    """The pipeline that answers and the one before it; safe to call from threads."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._current = _Held(pipeline)
+        self._previous: _Held | None = None
+        self._lock = threading.Lock()
+        self._changing = threading.Lock()
+
+    @property
+    def current(self) -> Pipeline:
+        return self._current.pipeline
+
+    @property
+    def since_us(self) -> int:
+        """When the current one began to answer, microseconds UTC."""
+        return self._current.since_us
+
+    @property
+    def previous(self) -> Pipeline | None:
+        return None if self._previous is None else self._previous.pipeline
+
+    @contextmanager
+    def answering(self) -> Iterator[Pipeline]:
+        """The current pipeline, which stays usable for the block whatever is changed meanwhile."""
+        with self._lock:
+            held = self._current
+            held.users += 1
+        try:
+            yield held.pipeline
+        finally:
+            with self._lock:
+                held.users -= 1
+                is_last = held.is_retired and not held.users
+            if is_last:
+                held.pipeline.close()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """One change at a time. Raises Changing."""
+        if not self._changing.acquire(blocking=False):
+            raise Changing("another change of what is served is under way")
+        try:
+            yield
+        finally:
+            self._changing.release()
+
+    def reload(self, load: Callable[[], Pipeline]) -> None:
+        """Have another pipeline answer once it is loaded and warm.
+
+        Raises Changing, and what `load` raises; what answered before goes on.
+        """
+        with self.changing():
+            pipeline = load()
+            ours, theirs = self.current.bundle.schema.dataset, pipeline.bundle.schema.dataset
+            if ours != theirs:
+                pipeline.close()
+                raise ServiceMismatch(f"the bundle ranks places of {theirs!r}, this server answers for {ours!r}")
+            pipeline.start()
+            with self._lock:
+                gone, self._previous = self._previous, self._current
+                self._current = _Held(pipeline)
+            self._retire(gone)
+
+    def roll_back(self) -> None:
+        """Have the pipeline of before the last change answer again. Raises Changing, NothingBefore."""
+        with self.changing(), self._lock:
+            if self._previous is None:
+                raise NothingBefore("this server has loaded no other bundle since it started")
+            self._current, self._previous = self._previous, self._current
+            self._current.since_us = time.time_ns() // 1000
+
+    def close(self) -> bool:
+        """Close all that is loaded; whether no read hangs."""
+        loaded = [held.pipeline for held in (self._current, self._previous) if held is not None]
+        return all([pipeline.close() for pipeline in loaded])
+
+    def _retire(self, held: _Held | None) -> None:
+        if held is None:
+            return
+        with self._lock:
+            held.is_retired = True
+            is_idle = not held.users
+        if is_idle:
+            held.pipeline.close()
