@@ -1,7 +1,7 @@
 """Every experiment in one run, so that cells that several of them share are computed once and time left is known.
 
 python -m benchmarks.experiments core     main, aggregation, alignment, stages, no semantics: 5 seeds
-python -m benchmarks.experiments all      these and the others
+python -m benchmarks.experiments all      these and the others, and the online experiment
 python -m benchmarks.experiments logs     KuaiRand and Foursquare, of which `SCENERANK_DATA` says where they are
 python -m benchmarks.experiments msr      LLM4MSR and backbones: city, public logs, a published protocol, prompts, scale
 """
@@ -34,6 +34,7 @@ from benchmarks.experiments import (
     msr_scale,
     msr_scenario_wise,
     msr_similarity,
+    online_ab,
 )
 from benchmarks.experiments.run import arguments, main
 
@@ -62,6 +63,8 @@ if __name__ == "__main__":
     command = f"python -m {__package__} {chosen}"
     main(*SETS[chosen], command=command)
     # Their cells are of another kind.
+    if chosen == "all":
+        online_ab.main(*arguments(None, command))
     if chosen == "logs":
         larr_foursquare.main(*arguments(None, command))
     if chosen == "msr":
