@@ -23,39 +23,29 @@ from typing import TypeVar
 
 import grpc
 import torch
-from feast import FeatureStore
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from feature_repo.store import open_store, view_of
 from feature_repo.workspace import Workspace
-from serving import certificate, wire
+from serving import wire
 from serving.admin import AdminServicer, Load
 from serving.admission import Admission, Expired, Gone, Overloaded
-from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, Tokens, require_loopback
 from serving.degrade import Caller
-from serving.exploration import Exploration
-from serving.features import FeatureReader
 from serving.feedback import FeedbackBusy, FeedbackLog
 from serving.feedback_streams import Stopping, Streams, TooManyStreams
 from serving.feedback_tables import FeedbackUnavailable, url_of
 from serving.live import Live
 from serving.malformed import MalformedInterceptor
 from serving.metrics import Metrics, MetricsInterceptor
-from serving.online import ServiceMismatch
+from serving.opening import open_pipeline
 from serving.pipeline import NoIndex, Pipeline, Ranking
 from serving.request import InvalidRequest, RankRequest, RecommendRequest
-from serving.retriever import Retriever
-from serving.scorer import Scorer
-from serving.served import ServedLog
 from serving.v1 import admin_pb2
 from serving.v1 import admin_pb2_grpc as admin_grpc
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
-from trainers import bundle as bundles
-from trainers.knowledge import load_matrix, served_from
 
 log = logging.getLogger(__name__)
 ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -305,67 +295,6 @@ def create_server(
     for name in ("", SERVICE):
         life.set(name, health_pb2.HealthCheckResponse.SERVING)
     return RunningServer(server, live, admin, life, admission, streams, port, metrics_port, options.grace_seconds)
-
-
-def open_pipeline(
-    workspace: Workspace,
-    bundle: Path,
-    index: Path | None,
-    *,
-    unproven: bool = False,
-    served_share: float = 0.0,
-    poi_age_s: float = 0.0,
-    explore: float = 0.0,
-) -> Pipeline:
-    """Load and verify a bundle and, where there is one, an index, over the workspace's store.
-
-    Args:
-        poi_age_s: how old values of POIs may be that are kept in this process; 0: each is read with its request.
-        unproven: take a bundle without a valid certificate too; every answer then says so.
-        served_share: of the answers whose values are kept in `workspace.served`.
-        explore: temperature that orders are drawn with; 0: they are those of the scores.
-
-    Raises BundleError, IndexArtefactError, Unproven or another ServiceMismatch where one of them cannot be used.
-    """
-    loaded = bundles.load(bundle)
-    store = open_store(workspace)
-    _check_knowledge(workspace, store, loaded)
-    proven = _is_proven(bundle, loaded, unproven)
-    retriever = None if index is None else Retriever.load(index)
-    served = None
-    if served_share:
-        served = ServedLog(workspace.served, served_share, loaded.manifest.version, loaded.schema)
-    reader, signer = FeatureReader(store, loaded, poi_age_s=poi_age_s), Signer(key_of(workspace.attribution_key))
-    exploration = Exploration(explore) if explore else None
-    return Pipeline(
-        reader, Scorer(loaded), retriever, proven=proven, served=served, signer=signer, exploration=exploration
-    )
-
-
-def _is_proven(folder: Path, bundle: bundles.Bundle, unproven: bool) -> bool:
-    try:
-        certificate.check(folder, bundle)
-    except certificate.Unproven as error:
-        if not unproven:
-            raise
-        log.warning("%s", error)
-        return False
-    return True
-
-
-def _check_knowledge(workspace: Workspace, store: FeatureStore, bundle: bundles.Bundle) -> None:
-    """Raises ServiceMismatch if another encoder than the bundle's made the workspace's knowledge, and its own version
-    does not stand beside it."""
-    for space, version in bundle.manifest.knowledge_versions.items():
-        if view_of(store, space, version) != space:
-            continue
-        path = served_from(workspace, space)
-        if path.exists() and (found := load_matrix(path).version) != version:
-            raise ServiceMismatch(
-                f"{space}: the bundle was trained on version {version}, the workspace holds {found}: train again, or "
-                "put the bundle's version beside it (`--beside` of the verb that made it, then `scenerank apply` and "
-                "`scenerank materialize`)"
-            )
 
 
 def serve(

@@ -18,8 +18,9 @@ from feature_repo import columns
 from feature_repo.workspace import ENVIRONMENT_VARIABLE, Workspace
 from serving.client import Asker, Recommender
 from serving.feedback_tables import METADATA
+from serving.opening import open_pipeline
 from serving.pipeline import Pipeline
-from serving.server import RunningServer, ServerOptions, create_server, open_pipeline
+from serving.server import RunningServer, ServerOptions, create_server
 
 PREPARE = Path(__file__).with_name("prepare_workspace.py")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -16,9 +15,11 @@ from feature_repo.workspace import Workspace
 from serving.auth import tokens_from
 from serving.client import Access, Asker, Happened, Recommender, Wish
 from serving.feedback import FeedbackLog
-from serving.server import RunningServer, ServerOptions, create_server, open_pipeline
+from serving.opening import open_pipeline
+from serving.server import RunningServer, ServerOptions, create_server
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
+from tests.serving.damage import copied, spoil_records
 
 MARK = "c0ffee5ca1ab1e"  # in every id and every secret that is sent
 TOKEN, OTHER_TOKEN = f"token-of-everything-{MARK}", f"token-of-nobody-{MARK}"
@@ -27,13 +28,9 @@ TRACES = ("Traceback", 'File "', ".py", "Exception", "Error(")
 
 @pytest.fixture(scope="module")
 def damaged(workspace: Workspace, tmp_path_factory) -> Workspace:
-    """The workspace, with an online store that is none."""
-    broken = Workspace(tmp_path_factory.mktemp("damaged") / "city")
-    # In another process: where one opens and closes a file of SQLite itself, it loses the locks that it has on it.
-    subprocess.run(["cp", "-r", workspace.root, broken.root], check=True)
-    text = broken.feature_store_yaml.read_text().replace(str(workspace.root), str(broken.root))
-    broken.feature_store_yaml.write_text(text)
-    (broken.root / "online.db").write_bytes(b"damaged" * 1000)
+    """The workspace, with an online store whose records nobody can read."""
+    broken = copied(workspace, tmp_path_factory.mktemp("damaged") / "city")
+    spoil_records(broken, "scenario_stats")
     return broken
 
 

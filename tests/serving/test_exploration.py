@@ -23,8 +23,9 @@ from serving.feedback import FeedbackLog
 from serving.feedback_export import REQUEST, grown
 from serving.feedback_tables import opened
 from serving.online import ValueStatus
+from serving.opening import open_pipeline
 from serving.pipeline import Pipeline, order
-from serving.server import ServerOptions, create_server, open_pipeline
+from serving.server import ServerOptions, create_server
 
 ODDS = np.array([1.0, 3.0, 4.0])  # of three places; the propensities below are shares of these
 SCORES = ODDS / (1.0 + ODDS)

@@ -18,7 +18,8 @@ from sqlalchemy import create_engine, select
 from serving.client import Access, Asker, AsyncRecommender, Happened, Recommender, Wish, shown, violations
 from serving.feedback import FeedbackLog
 from serving.feedback_tables import ANSWERS, EVENTS
-from serving.server import ServerOptions, create_server, open_pipeline
+from serving.opening import open_pipeline
+from serving.server import ServerOptions, create_server
 from serving.tries import Retries
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc

@@ -16,7 +16,7 @@ import pytest
 from feature_repo import columns
 from serving import certificate, online, prove, replay
 from serving.online import ValueStatus
-from serving.server import open_pipeline
+from serving.opening import open_pipeline
 from trainers import bundle as bundles
 from trainers.bundle import CERTIFICATE, Bundle
 

@@ -14,9 +14,10 @@ import pytest
 
 from serving.client import Asker, Happened, Recommender
 from serving.feedback import FeedbackLog
+from serving.opening import open_pipeline
 from serving.operator_client import Operator
 from serving.request import RankRequest, RequestContext
-from serving.server import ServerOptions, create_server, open_pipeline
+from serving.server import ServerOptions, create_server
 from serving.v1 import admin_pb2, admin_pb2_grpc
 from serving.v1 import recommender_pb2 as pb
 from trainers import bundle as bundles

@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from feature_repo.workspace import Workspace
 from serving.client import Asker, Recommender, Wish, violations
-from serving.server import SERVICE, ServerOptions, create_server, open_pipeline
+from serving.opening import open_pipeline
+from serving.server import SERVICE, ServerOptions, create_server
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
+from tests.serving.damage import copied, spoil_records
 
 SERVE = """
 import sys
@@ -130,12 +130,7 @@ def test_what_only_the_wire_can_break_is_refused_too(raw, message, field):
 @pytest.fixture
 def broken(workspace, tmp_path):
     """A copy of the workspace, to be damaged."""
-    copy = Workspace(tmp_path / "city")
-    # In another process: where one opens and closes a file of SQLite itself, it loses the locks that it has on it.
-    subprocess.run(["cp", "-r", workspace.root, copy.root], check=True)
-    text = copy.feature_store_yaml.read_text().replace(str(workspace.root), str(copy.root))
-    copy.feature_store_yaml.write_text(text)
-    return copy
+    return copied(workspace, tmp_path / "city")
 
 
 @contextmanager
@@ -149,12 +144,7 @@ def serving(workspace):
 
 
 def test_a_fault_shows_an_id_and_keeps_the_rest_in_the_log(broken, asker, caplog):
-    db = sqlite3.connect(broken.root / "online.db")
-    tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE name LIKE '%user_profile%'")]
-    with db:
-        for table in tables:
-            db.execute(f"UPDATE \"{table}\" SET record = x'{'ff' * 64}'")
-    db.close()
+    spoil_records(broken, "user_profile")
     with caplog.at_level(logging.ERROR), serving(broken) as client:
         with pytest.raises(grpc.RpcError) as caught:
             client.rank(asker, ["secret-poi"])

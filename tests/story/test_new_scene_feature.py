@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from feature_repo import columns
 from serving import demo
 from serving.client import Access, Recommender, Wish
+from serving.opening import open_pipeline
 from serving.pipeline import Pipeline
 from serving.request import Place, RankRequest, RequestContext
-from serving.server import open_pipeline
 from trainers import bundle as bundles
 
 FUNCTION = """def month_half(local_time: datetime) -> str:

@@ -19,8 +19,8 @@ from feature_repo import columns
 from feature_repo.datasets.schema import Schema
 from feature_repo.store import online_views, open_store
 from serving.features import FeatureReader
+from serving.opening import open_pipeline
 from serving.request import RequestContext
-from serving.server import open_pipeline
 from trainers import bundle as bundles
 from trainers.knowledge import load_matrix, served_from
 

@@ -20,8 +20,9 @@ from feature_repo.streaming.tail import FileTail
 from feature_repo.workspace import Workspace
 from serving.client import Access, Asker, Happened, Recommender, shown
 from serving.feedback import FeedbackLog, url_of
+from serving.opening import open_pipeline
 from serving.request import MAX_EVENTS
-from serving.server import ServerOptions, create_server, open_pipeline
+from serving.server import ServerOptions, create_server
 from serving.v1 import recommender_pb2 as pb
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
