@@ -18,11 +18,13 @@ import pyarrow.compute as pc
 from feature_repo import columns, geo
 from feature_repo.hours import hour_of_week
 from serving.attribution import Signer
+from serving.explain import Explanation, KnowledgeTexts, explain
 from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, check_scenes
 from serving.online import ServiceMismatch, ValueStatus, ViewReading
 from serving.request import (
     DEFAULT_CANDIDATES,
     DEFAULT_LIMIT,
+    ExplainRequest,
     Objective,
     RankRequest,
     RecommendRequest,
@@ -82,13 +84,16 @@ class Pipeline:
         proven: bool = False,
         served: ServedLog | None = None,
         signer: Signer | None = None,
+        texts: KnowledgeTexts | None = None,
     ) -> None:
         """
         Args:
             signer: of attribution tokens; None: one whose tokens nobody else takes.
             proven: whether a certificate says that this bundle's online and offline values agree; answers repeat it.
             served: keeps what a sample of the answers was made of.
+            texts: behind vectors, for explanations; None: they do without.
         """
+        self._texts = texts
         self._served = served
         self.signer = signer or Signer()
         self.bundle = scorer.bundle
@@ -124,6 +129,13 @@ class Pipeline:
             open_hour_of_week=self._hour_of_week(context.time_us) if request.only_open else None,
         )
         return self._ordered(context, request, found.poi_ids, request.limit or DEFAULT_LIMIT)
+
+    def explain(self, request: ExplainRequest) -> Explanation:
+        """Which causes moved one POI's score. Raises InvalidRequest."""
+        self._rules.check_explain(request)
+        context = self._read_context(request.context)
+        reading = self._reader.read_pois(context, (request.poi_id,))
+        return explain(request, context, reading, self._scorer, self._texts)
 
     def close(self) -> None:
         """Write what is to be kept of the last answers."""

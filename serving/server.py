@@ -33,6 +33,7 @@ from serving import certificate, wire
 from serving.admission import Admission, Expired, Gone, Overloaded
 from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, require_loopback
+from serving.explain import KnowledgeTexts
 from serving.features import FeatureReader
 from serving.feedback import FeedbackBusy, FeedbackLog, FeedbackUnavailable, url_of
 from serving.metrics import Metrics, MetricsInterceptor
@@ -118,6 +119,14 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
                 ranking=wire.ranking(ranking, self._model, request.include_details),
                 index_version=self._pipeline.index_version,
             )
+
+        return _guarded(partial(self._admitted, answer, context), context)
+
+    def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:
+        def answer() -> pb.ExplainResponse:
+            explanation = self._pipeline.explain(wire.explain_request(request))
+            self._metrics.read(explanation.views)
+            return pb.ExplainResponse(explanation=wire.explanation(explanation, self._model))
 
         return _guarded(partial(self._admitted, answer, context), context)
 
@@ -275,7 +284,8 @@ def open_pipeline(
     if served_share:
         served = ServedLog(workspace.served, served_share, loaded.manifest.version, loaded.schema)
     reader, signer = FeatureReader(store, loaded), Signer(key_of(workspace.attribution_key))
-    return Pipeline(reader, Scorer(loaded), retriever, proven=proven, served=served, signer=signer)
+    texts = KnowledgeTexts(workspace, loaded.manifest.knowledge_versions)
+    return Pipeline(reader, Scorer(loaded), retriever, proven=proven, served=served, signer=signer, texts=texts)
 
 
 def _is_proven(folder: Path, bundle: bundles.Bundle, unproven: bool) -> bool:
