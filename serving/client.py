@@ -79,7 +79,8 @@ class Wish:
     """What is wanted of an answer; `recommender.proto` documents defaults and limits (0: the default).
 
     Args:
-        candidates, radius_km, only_open: how places are found; `rank` does not look at them.
+        details: `explain` has them always.
+        candidates, radius_km, only_open: how places are found; `recommend` alone looks at them.
     """
 
     limit: int = 0
@@ -200,6 +201,13 @@ class Recommender:
         methods = [stub.Recommend for stub in self._stubs]
         return self._answer(methods, _recommend_request(asker, wish), timeout_seconds).ranking
 
+    def explain(
+        self, asker: Asker, poi_id: str, wish: Wish = ANYTHING, *, timeout_seconds: float | None = None
+    ) -> pb.Explanation:
+        """What moved this POI's score, `wish.limit` causes of it. Raises grpc.RpcError."""
+        methods = [stub.Explain for stub in self._stubs]
+        return self._answer(methods, _explain_request(asker, poi_id, wish), timeout_seconds).explanation
+
     def record(self, events: Sequence[Happened], *, timeout_seconds: float | None = None) -> pb.RecordFeedbackResponse:
         """Once this returns, all of them are on disk. Raises grpc.RpcError; the same events can be sent again."""
         return self._answer([self._stubs[0].RecordFeedback], _record_request(events), timeout_seconds)
@@ -256,6 +264,13 @@ class AsyncRecommender:
         """Find POIs and order them. Raises grpc.RpcError."""
         methods = [stub.Recommend for stub in self._stubs]
         return (await self._answer(methods, _recommend_request(asker, wish), timeout_seconds)).ranking
+
+    async def explain(
+        self, asker: Asker, poi_id: str, wish: Wish = ANYTHING, *, timeout_seconds: float | None = None
+    ) -> pb.Explanation:
+        """What moved this POI's score, `wish.limit` causes of it. Raises grpc.RpcError."""
+        methods = [stub.Explain for stub in self._stubs]
+        return (await self._answer(methods, _explain_request(asker, poi_id, wish), timeout_seconds)).explanation
 
     async def record(
         self, events: Sequence[Happened], *, timeout_seconds: float | None = None
@@ -320,6 +335,12 @@ def _rank_request(asker: Asker, poi_ids: Sequence[str], wish: Wish) -> pb.RankRe
         limit=wish.limit,
         objective=OBJECTIVES[wish.objective],
         include_details=wish.details,
+    )
+
+
+def _explain_request(asker: Asker, poi_id: str, wish: Wish) -> pb.ExplainRequest:
+    return pb.ExplainRequest(
+        context=asker.message(), poi_id=poi_id, limit=wish.limit, objective=OBJECTIVES[wish.objective]
     )
 
 

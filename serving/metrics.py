@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from serving.admission import Admission
+from serving.online import ViewReading
 from serving.pipeline import Ranking
 
 LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -55,7 +56,11 @@ class Metrics:
         """What one answer was made of, and how it falls short."""
         if (short := ranking.degradation) is not None:
             self._degraded.labels(short.level.name.lower(), short.reason.name.lower()).inc()
-        for view in ranking.views:
+        self.read(ranking.views)
+
+    def read(self, views: Iterable[ViewReading]) -> None:
+        """Stored values that an answer was made of."""
+        for view in views:
             for status, count in (("present", view.present), ("missing", view.missing), ("stale", view.stale)):
                 self._values.labels(view.view, status).inc(count)
 

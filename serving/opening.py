@@ -11,6 +11,7 @@ from feature_repo.store import open_store, view_of
 from feature_repo.workspace import Workspace
 from serving import certificate
 from serving.attribution import Signer, key_of
+from serving.explain import KnowledgeTexts
 from serving.exploration import Exploration
 from serving.features import FeatureReader
 from serving.online import ServiceMismatch
@@ -55,7 +56,14 @@ def open_pipeline(
     reader, signer = FeatureReader(store, loaded, poi_age_s=poi_age_s), Signer(key_of(workspace.attribution_key))
     exploration = Exploration(explore) if explore else None
     return Pipeline(
-        reader, Scorer(loaded), retriever, proven=proven, served=served, signer=signer, exploration=exploration
+        reader,
+        Scorer(loaded),
+        retriever,
+        proven=proven,
+        served=served,
+        signer=signer,
+        exploration=exploration,
+        texts=KnowledgeTexts(workspace, loaded.manifest.knowledge_versions),
     )
 
 

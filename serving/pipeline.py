@@ -34,6 +34,7 @@ from serving.degrade import (
     popularity,
     without_scene,
 )
+from serving.explain import Explanation, KnowledgeTexts, explain
 from serving.exploration import Exploration
 from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, check_scenes
 from serving.guard import StoreGuard, StoreSlow
@@ -41,6 +42,7 @@ from serving.online import ServiceMismatch, ValueStatus, ViewReading
 from serving.request import (
     DEFAULT_CANDIDATES,
     DEFAULT_LIMIT,
+    ExplainRequest,
     Objective,
     RankRequest,
     RecommendRequest,
@@ -114,6 +116,7 @@ class Pipeline:
         signer: Signer | None = None,
         guard: StoreGuard | None = None,
         exploration: Exploration | None = None,
+        texts: KnowledgeTexts | None = None,
     ) -> None:
         """
         Args:
@@ -122,7 +125,9 @@ class Pipeline:
             served: keeps what a sample of the answers was made of.
             guard: of the store; None: one of its own.
             exploration: how orders are drawn; None: they are those of the scores.
+            texts: behind vectors, for explanations; None: they do without.
         """
+        self._texts = texts
         self._guard = guard or StoreGuard(READS)
         self._pace = Pace()
         self._cached = CachedScores()
@@ -166,6 +171,19 @@ class Pipeline:
                 open_hour_of_week=self._hour_of_week(context.time_us) if request.only_open else None,
             )
         return self._ordered(context, request, found.poi_ids, request.limit or DEFAULT_LIMIT, caller, descent)
+
+    def explain(self, request: ExplainRequest) -> Explanation:
+        """Which causes moved one POI's score. Raises InvalidRequest, and StoreUnavailable: what is not known moved
+        nothing, and an explanation that did not say so would be wrong."""
+        self._rules.check_explain(request)
+        context = request.context
+        time_us = time.time_ns() // 1000 if context.time_us is None else context.time_us
+
+        def read() -> tuple[ContextReading, Reading]:
+            found = self._reader.read_context(context, time_us)
+            return found, self._reader.read_pois(found, (request.poi_id,))
+
+        return explain(request, *self._guard.ask(read), self._scorer, self._texts)
 
     def start(self) -> None:
         """Begin what runs in the background."""

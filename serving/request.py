@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
+from feature_repo import columns
 from feature_repo.datasets.schema import Schema
 
 MAX_POIS = 1000
@@ -89,6 +90,16 @@ class RankRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExplainRequest:
+    """Explain this POI's score by the `limit` (0: all) largest causes."""
+
+    context: RequestContext
+    poi_id: str
+    limit: int = 0
+    objective: Objective = Objective.CLICK
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecommendRequest:
     """Find `candidates` POIs (0: the default) and return the best `limit` (0: the default)."""
 
@@ -122,6 +133,14 @@ class Rules:
             *_between("candidates", request.candidates, 0, MAX_POIS),
             *_between("limit", request.limit, 0, MAX_POIS),
             *_radius(request),
+        )
+
+    def check_explain(self, request: ExplainRequest) -> None:
+        """Raises InvalidRequest."""
+        _refuse(
+            *self._context(request.context),
+            *_text(columns.POI_ID, request.poi_id),
+            *_between("limit", request.limit, 0, MAX_POIS),
         )
 
     def _context(self, context: RequestContext) -> Iterator[Violation]:

@@ -23,6 +23,7 @@ from serving.stages import Report
 # Terminals tell their width; a log file gets lines that hold every table. The stream is named because libraries that
 # print are silenced by redirecting `sys.stdout` (stages.quiet).
 console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+BAR_CELLS = 12
 METRICS = ("auc", "gauc", "log_loss", "ece")
 
 
@@ -206,6 +207,31 @@ def ranking_table(ranking: Any, title: str) -> Table:
             f"{ranking.p_order[at]:.3f}",
         )
     return table
+
+
+def explanation_table(explanation: Any, title: str) -> Table:
+    """What moved a score, as bars to either side of none; `explanation` is `recommender_pb2.Explanation`."""
+    from serving.v1 import recommender_pb2 as pb
+
+    caption = f"score {explanation.score:.3f}: p(click) {explanation.p_click:.3f}, p(order) {explanation.p_order:.3f}"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", min_width=len(title))
+    for name in ("effect", "", "cause", "kind", "of", "value, and what a language model read"):
+        table.add_column(name, justify="right" if name == "effect" else "left")
+    largest = max((abs(cause.effect) for cause in explanation.causes), default=0.0) or 1.0
+    for cause in explanation.causes:
+        size = round(BAR_CELLS * abs(cause.effect) / largest)
+        bar = f"[green]{'█' * size}[/]" if cause.effect > 0 else f"[red]{'█' * size}[/]"
+        text = f"[dim]{escape(cause.text)}[/]" if cause.text else ""
+        said = "\n".join(part for part in (escape(cause.value), text) if part)
+        kind = _spelt(pb.CauseKind.Name(cause.kind), "CAUSE_KIND_")
+        level = _spelt(pb.CauseLevel.Name(cause.level), "CAUSE_LEVEL_")
+        table.add_row(f"{cause.effect:+.4f}", bar, cause.name, kind, level, said)
+    return table
+
+
+def _spelt(name: str, prefix: str) -> str:
+    """The name of an enum's value in words."""
+    return name.removeprefix(prefix).replace("_", " ").lower()
 
 
 def scene_line(ranking: Any) -> str:

@@ -27,6 +27,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
+from feature_repo.stores.packed import StoreUnavailable
 from feature_repo.workspace import Workspace
 from serving import wire
 from serving.admin import AdminServicer, Load
@@ -135,6 +136,14 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
 
         return _guarded(partial(self._admitted, answer, context), context)
 
+    def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:
+        def answer(pipeline: Pipeline) -> pb.ExplainResponse:
+            explanation = pipeline.explain(wire.explain_request(request))
+            self._metrics.read(explanation.views)
+            return pb.ExplainResponse(explanation=wire.explanation(explanation, wire.model_info(pipeline)))
+
+        return _guarded(partial(self._admitted, answer, context), context)
+
     def _answered(self, asked: RankRequest | RecommendRequest, ranking: Ranking, started: float) -> None:
         self._metrics.answer(ranking)
         self._admin.answered(asked, ranking, time.perf_counter() - started)
@@ -202,6 +211,8 @@ def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Ans
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
     except (FeedbackUnavailable, Stopping) as error:
         context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+    except StoreUnavailable:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "the online store does not answer")
     except Exception:
         error_id = uuid.uuid4().hex
         log.exception("request failed, error id %s", error_id)

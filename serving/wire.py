@@ -12,10 +12,13 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from serving.admission import Overloaded
 from serving.attribution import Attribution, InvalidToken, Signer
 from serving.degrade import Degradation
+from serving.explain import Cause, Explanation, Kind, Level
+from serving.features import SceneAspect
 from serving.feedback import FeedbackEvent, Outcome
 from serving.online import ValueStatus, ViewReading
 from serving.pipeline import Pipeline, Ranking
 from serving.request import (
+    ExplainRequest,
     InvalidRequest,
     Objective,
     Place,
@@ -43,6 +46,18 @@ OUTCOMES: dict[int, Outcome] = {
 # A caller takes 8 KiB of trailers. There the message stands once with up to three bytes for one, and once more, beside
 # the violations, in base64, which adds a third.
 TOLD_BYTES, MESSAGE_BYTES, PART_BYTES = 3000, 700, 300
+KINDS = {
+    Kind.SCENE_VALUE: pb.CAUSE_KIND_SCENE_VALUE,
+    Kind.KNOWLEDGE: pb.CAUSE_KIND_KNOWLEDGE,
+    Kind.FEATURE: pb.CAUSE_KIND_FEATURE,
+}
+LEVELS = {
+    Level.MOMENT: pb.CAUSE_LEVEL_MOMENT,
+    Level.USER: pb.CAUSE_LEVEL_USER,
+    Level.POI: pb.CAUSE_LEVEL_POI,
+    Level.SCENARIO: pb.CAUSE_LEVEL_SCENARIO,
+    Level.USER_AND_POI: pb.CAUSE_LEVEL_USER_AND_POI,
+}
 STATUSES = {
     ValueStatus.PRESENT: pb.VALUE_STATUS_PRESENT,
     ValueStatus.MISSING: pb.VALUE_STATUS_MISSING,
@@ -69,6 +84,16 @@ def recommend_request(message: pb.RecommendRequest) -> RecommendRequest:
         objective=_objective(message.objective),
         radius_km=message.radius_km if message.HasField("radius_km") else None,
         only_open=message.only_open,
+    )
+
+
+def explain_request(message: pb.ExplainRequest) -> ExplainRequest:
+    """Raises InvalidRequest as `rank_request` does."""
+    return ExplainRequest(
+        context=_context(message.context),
+        poi_id=message.poi_id,
+        limit=message.limit,
+        objective=_objective(message.objective),
     )
 
 
@@ -139,16 +164,9 @@ def ranking(answer: Ranking, model: pb.ModelInfo, include_details: bool) -> pb.R
         poi_statuses=[STATUSES[status] for status in answer.poi_statuses],
         propensities=answer.propensities,
         user_status=STATUSES[answer.user_status],
-        scene=[
-            pb.SceneAspect(feature=s.feature, value=s.value or "", known=s.known, has_vector=s.has_vector)
-            for s in answer.scene
-        ],
+        scene=[_aspect(aspect) for aspect in answer.scene],
         views=[_view(view) for view in answer.views],
-        values=pb.StatusCounts(
-            present=sum(view.present for view in answer.views),
-            missing=sum(view.missing for view in answer.views),
-            stale=sum(view.stale for view in answer.views),
-        ),
+        values=_counts(answer.views),
         model=model,
         attribution_token=answer.token,
         time=timestamp(answer.time_us),
@@ -158,6 +176,24 @@ def ranking(answer: Ranking, model: pb.ModelInfo, include_details: bool) -> pb.R
         pairs = zip(answer.names, answer.categories, strict=True)
         message.details.extend(pb.PoiDetails(name=name or "", category=category or "") for name, category in pairs)
     return message
+
+
+def explanation(answer: Explanation, model: pb.ModelInfo) -> pb.Explanation:
+    return pb.Explanation(
+        poi_id=answer.poi_id,
+        score=answer.score,
+        p_click=answer.p_click,
+        p_order=answer.p_order,
+        causes=[_cause(cause, effect) for cause, effect in zip(answer.causes, answer.effects, strict=True)],
+        poi_status=STATUSES[answer.poi_status],
+        details=pb.PoiDetails(name=answer.name or "", category=answer.category or ""),
+        user_status=STATUSES[answer.user_status],
+        scene=[_aspect(aspect) for aspect in answer.scene],
+        values=_counts(answer.views),
+        views=[_view(view) for view in answer.views],
+        model=model,
+        time=timestamp(answer.time_us),
+    )
 
 
 def _degradation(degradation: Degradation) -> pb.Degradation:
@@ -252,6 +288,32 @@ def timestamp(time_us: int) -> Timestamp:
     """Of microseconds since the epoch, UTC."""
     seconds, rest = divmod(time_us, 1_000_000)
     return Timestamp(seconds=seconds, nanos=rest * 1000)
+
+
+def _cause(cause: Cause, effect: float) -> pb.Cause:
+    return pb.Cause(
+        kind=KINDS[cause.kind],
+        level=LEVELS[cause.level],
+        name=cause.name,
+        value=cause.value,
+        text=cause.text,
+        effect=effect,
+    )
+
+
+def _aspect(aspect: SceneAspect) -> pb.SceneAspect:
+    return pb.SceneAspect(
+        feature=aspect.feature, value=aspect.value or "", known=aspect.known, has_vector=aspect.has_vector
+    )
+
+
+def _counts(views: Sequence[ViewReading]) -> pb.StatusCounts:
+    """Over all views."""
+    return pb.StatusCounts(
+        present=sum(view.present for view in views),
+        missing=sum(view.missing for view in views),
+        stale=sum(view.stale for view in views),
+    )
 
 
 def _view(view: ViewReading) -> pb.ViewStatus:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cserving/v1/recommender.proto\x12\x0cscenerank.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x02\n\x0eRequestContext\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0bscenario_id\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05place\x18\x04 \x01(\x0b\x32\x13.scenerank.v1.PlaceH\x00\x88\x01\x01\x12\x43\n\x0cscene_inputs\x18\x05 \x03(\x0b\x32-.scenerank.v1.RequestContext.SceneInputsEntry\x1aL\n\x10SceneInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.scenerank.v1.SceneInput:\x02\x38\x01\x42\x08\n\x06_place\"Q\n\x05Place\x12\x15\n\x08latitude\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tlongitude\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_latitudeB\x0c\n\n_longitude\"6\n\nSceneInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x42\x06\n\x04kind\"\xa1\x01\n\x0bRankRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.scenerank.v1.RequestContext\x12\x0f\n\x07poi_ids\x18\x02 \x03(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\x12*\n\tobjective\x18\x04 \x01(\x0e\x32\x17.scenerank.v1.Objective\x12\x17\n\x0finclude_details\x18\x05 \x01(\x08\"6\n\x0cRankResponse\x12&\n\x07ranking\x18\x01 \x01(\x0b\x32\x15.scenerank.v1.Ranking\"\xe2\x01\n\x10RecommendRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.scenerank.v1.RequestContext\x12\x12\n\ncandidates\x18\x02 \x01(\x05\x12\r\n\x05limit\x18\x03 \x01(\x05\x12*\n\tobjective\x18\x04 \x01(\x0e\x32\x17.scenerank.v1.Objective\x12\x17\n\x0finclude_details\x18\x05 \x01(\x08\x12\x16\n\tradius_km\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tonly_open\x18\x07 \x01(\x08\x42\x0c\n\n_radius_km\"R\n\x11RecommendResponse\x12&\n\x07ranking\x18\x01 \x01(\x0b\x32\x15.scenerank.v1.Ranking\x12\x15\n\rindex_version\x18\x02 \x01(\t\"\x9c\x04\n\x07Ranking\x12\x0f\n\x07poi_ids\x18\x01 \x03(\t\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\x0f\n\x07p_click\x18\x03 \x03(\x02\x12\x0f\n\x07p_order\x18\x04 \x03(\x02\x12\x13\n\x0b\x64istance_km\x18\x05 \x03(\x02\x12/\n\x0cpoi_statuses\x18\x06 \x03(\x0e\x32\x19.scenerank.v1.ValueStatus\x12)\n\x07\x64\x65tails\x18\x07 \x03(\x0b\x32\x18.scenerank.v1.PoiDetails\x12.\n\x0buser_status\x18\x08 \x01(\x0e\x32\x19.scenerank.v1.ValueStatus\x12(\n\x05scene\x18\t \x03(\x0b\x32\x19.scenerank.v1.SceneAspect\x12*\n\x06values\x18\n \x01(\x0b\x32\x1a.scenerank.v1.StatusCounts\x12\'\n\x05views\x18\x0b \x03(\x0b\x32\x18.scenerank.v1.ViewStatus\x12&\n\x05model\x18\x0c \x01(\x0b\x32\x17.scenerank.v1.ModelInfo\x12\x19\n\x11\x61ttribution_token\x18\r \x01(\t\x12(\n\x04time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64\x65graded\x18\x0f \x01(\x0b\x32\x19.scenerank.v1.Degradation\x12\x14\n\x0cpropensities\x18\x10 \x03(\x02\"\xea\x02\n\x0b\x44\x65gradation\x12.\n\x05level\x18\x01 \x01(\x0e\x32\x1f.scenerank.v1.Degradation.Level\x12\x30\n\x06reason\x18\x02 \x01(\x0e\x32 .scenerank.v1.Degradation.Reason\x12\x0f\n\x07missing\x18\x03 \x03(\t\"|\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x14\n\x10LEVEL_FULL_MODEL\x10\x01\x12\x17\n\x13LEVEL_WITHOUT_SCENE\x10\x02\x12\x17\n\x13LEVEL_CACHED_SCORES\x10\x03\x12\x14\n\x10LEVEL_POPULARITY\x10\x04\"j\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fREASON_DEADLINE\x10\x01\x12\x1c\n\x18REASON_STORE_UNAVAILABLE\x10\x02\x12\x15\n\x11REASON_STORE_SLOW\x10\x03\",\n\nPoiDetails\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\"P\n\x0bSceneAspect\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\r\n\x05known\x18\x03 \x01(\x08\x12\x12\n\nhas_vector\x18\x04 \x01(\x08\"?\n\x0cStatusCounts\x12\x0f\n\x07present\x18\x01 \x01(\r\x12\x0f\n\x07missing\x18\x02 \x01(\r\x12\r\n\x05stale\x18\x03 \x01(\r\"\x9e\x01\n\nViewStatus\x12\x0c\n\x04view\x18\x01 \x01(\t\x12*\n\x06values\x18\x02 \x01(\x0b\x32\x1a.scenerank.v1.StatusCounts\x12*\n\x06oldest\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06newest\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x0e\n\x06proven\x18\x04 \x01(\x08\"\xea\x01\n\rFeedbackEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x19\n\x11\x61ttribution_token\x18\x02 \x01(\t\x12\x0e\n\x06poi_id\x18\x03 \x01(\t\x12&\n\x07outcome\x18\x04 \x01(\x0e\x32\x15.scenerank.v1.Outcome\x12\x15\n\x08position\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\npropensity\x18\x07 \x01(\x02H\x01\x88\x01\x01\x42\x0b\n\t_positionB\r\n\x0b_propensity\"D\n\x15RecordFeedbackRequest\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.scenerank.v1.FeedbackEvent\"<\n\x16RecordFeedbackResponse\x12\x10\n\x08recorded\x18\x01 \x01(\r\x12\x10\n\x08repeated\x18\x02 \x01(\r*P\n\tObjective\x12\x19\n\x15OBJECTIVE_UNSPECIFIED\x10\x00\x12\x13\n\x0fOBJECTIVE_CLICK\x10\x01\x12\x13\n\x0fOBJECTIVE_ORDER\x10\x02*w\n\x0bValueStatus\x12\x1c\n\x18VALUE_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14VALUE_STATUS_PRESENT\x10\x01\x12\x18\n\x14VALUE_STATUS_MISSING\x10\x02\x12\x16\n\x12VALUE_STATUS_STALE\x10\x03*_\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x11\n\rOUTCOME_SHOWN\x10\x01\x12\x13\n\x0fOUTCOME_CLICKED\x10\x02\x12\x13\n\x0fOUTCOME_ORDERED\x10\x03\x32\xe5\x02\n\x12RecommenderService\x12=\n\x04Rank\x12\x19.scenerank.v1.RankRequest\x1a\x1a.scenerank.v1.RankResponse\x12L\n\tRecommend\x12\x1e.scenerank.v1.RecommendRequest\x1a\x1f.scenerank.v1.RecommendResponse\x12[\n\x0eRecordFeedback\x12#.scenerank.v1.RecordFeedbackRequest\x1a$.scenerank.v1.RecordFeedbackResponse\x12\x65\n\x14RecordFeedbackStream\x12#.scenerank.v1.RecordFeedbackRequest\x1a$.scenerank.v1.RecordFeedbackResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cserving/v1/recommender.proto\x12\x0cscenerank.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x02\n\x0eRequestContext\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x0bscenario_id\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05place\x18\x04 \x01(\x0b\x32\x13.scenerank.v1.PlaceH\x00\x88\x01\x01\x12\x43\n\x0cscene_inputs\x18\x05 \x03(\x0b\x32-.scenerank.v1.RequestContext.SceneInputsEntry\x1aL\n\x10SceneInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.scenerank.v1.SceneInput:\x02\x38\x01\x42\x08\n\x06_place\"Q\n\x05Place\x12\x15\n\x08latitude\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tlongitude\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_latitudeB\x0c\n\n_longitude\"6\n\nSceneInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x42\x06\n\x04kind\"\xa1\x01\n\x0bRankRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.scenerank.v1.RequestContext\x12\x0f\n\x07poi_ids\x18\x02 \x03(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\x12*\n\tobjective\x18\x04 \x01(\x0e\x32\x17.scenerank.v1.Objective\x12\x17\n\x0finclude_details\x18\x05 \x01(\x08\"6\n\x0cRankResponse\x12&\n\x07ranking\x18\x01 \x01(\x0b\x32\x15.scenerank.v1.Ranking\"\xe2\x01\n\x10RecommendRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.scenerank.v1.RequestContext\x12\x12\n\ncandidates\x18\x02 \x01(\x05\x12\r\n\x05limit\x18\x03 \x01(\x05\x12*\n\tobjective\x18\x04 \x01(\x0e\x32\x17.scenerank.v1.Objective\x12\x17\n\x0finclude_details\x18\x05 \x01(\x08\x12\x16\n\tradius_km\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tonly_open\x18\x07 \x01(\x08\x42\x0c\n\n_radius_km\"R\n\x11RecommendResponse\x12&\n\x07ranking\x18\x01 \x01(\x0b\x32\x15.scenerank.v1.Ranking\x12\x15\n\rindex_version\x18\x02 \x01(\t\"\x8a\x01\n\x0e\x45xplainRequest\x12-\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1c.scenerank.v1.RequestContext\x12\x0e\n\x06poi_id\x18\x02 \x01(\t\x12*\n\tobjective\x18\x03 \x01(\x0e\x32\x17.scenerank.v1.Objective\x12\r\n\x05limit\x18\x04 \x01(\x05\"A\n\x0f\x45xplainResponse\x12.\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x19.scenerank.v1.Explanation\"\xce\x03\n\x0b\x45xplanation\x12\x0e\n\x06poi_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0f\n\x07p_click\x18\x03 \x01(\x02\x12\x0f\n\x07p_order\x18\x04 \x01(\x02\x12#\n\x06\x63\x61uses\x18\x05 \x03(\x0b\x32\x13.scenerank.v1.Cause\x12-\n\npoi_status\x18\x06 \x01(\x0e\x32\x19.scenerank.v1.ValueStatus\x12)\n\x07\x64\x65tails\x18\x07 \x01(\x0b\x32\x18.scenerank.v1.PoiDetails\x12.\n\x0buser_status\x18\x08 \x01(\x0e\x32\x19.scenerank.v1.ValueStatus\x12(\n\x05scene\x18\t \x03(\x0b\x32\x19.scenerank.v1.SceneAspect\x12*\n\x06values\x18\n \x01(\x0b\x32\x1a.scenerank.v1.StatusCounts\x12\'\n\x05views\x18\x0b \x03(\x0b\x32\x18.scenerank.v1.ViewStatus\x12&\n\x05model\x18\x0c \x01(\x0b\x32\x17.scenerank.v1.ModelInfo\x12(\n\x04time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\x05\x43\x61use\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.scenerank.v1.CauseKind\x12\'\n\x05level\x18\x02 \x01(\x0e\x32\x18.scenerank.v1.CauseLevel\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x06 \x01(\x02\"\x9c\x04\n\x07Ranking\x12\x0f\n\x07poi_ids\x18\x01 \x03(\t\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\x0f\n\x07p_click\x18\x03 \x03(\x02\x12\x0f\n\x07p_order\x18\x04 \x03(\x02\x12\x13\n\x0b\x64istance_km\x18\x05 \x03(\x02\x12/\n\x0cpoi_statuses\x18\x06 \x03(\x0e\x32\x19.scenerank.v1.ValueStatus\x12)\n\x07\x64\x65tails\x18\x07 \x03(\x0b\x32\x18.scenerank.v1.PoiDetails\x12.\n\x0buser_status\x18\x08 \x01(\x0e\x32\x19.scenerank.v1.ValueStatus\x12(\n\x05scene\x18\t \x03(\x0b\x32\x19.scenerank.v1.SceneAspect\x12*\n\x06values\x18\n \x01(\x0b\x32\x1a.scenerank.v1.StatusCounts\x12\'\n\x05views\x18\x0b \x03(\x0b\x32\x18.scenerank.v1.ViewStatus\x12&\n\x05model\x18\x0c \x01(\x0b\x32\x17.scenerank.v1.ModelInfo\x12\x19\n\x11\x61ttribution_token\x18\r \x01(\t\x12(\n\x04time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64\x65graded\x18\x0f \x01(\x0b\x32\x19.scenerank.v1.Degradation\x12\x14\n\x0cpropensities\x18\x10 \x03(\x02\"\xea\x02\n\x0b\x44\x65gradation\x12.\n\x05level\x18\x01 \x01(\x0e\x32\x1f.scenerank.v1.Degradation.Level\x12\x30\n\x06reason\x18\x02 \x01(\x0e\x32 .scenerank.v1.Degradation.Reason\x12\x0f\n\x07missing\x18\x03 \x03(\t\"|\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x14\n\x10LEVEL_FULL_MODEL\x10\x01\x12\x17\n\x13LEVEL_WITHOUT_SCENE\x10\x02\x12\x17\n\x13LEVEL_CACHED_SCORES\x10\x03\x12\x14\n\x10LEVEL_POPULARITY\x10\x04\"j\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fREASON_DEADLINE\x10\x01\x12\x1c\n\x18REASON_STORE_UNAVAILABLE\x10\x02\x12\x15\n\x11REASON_STORE_SLOW\x10\x03\",\n\nPoiDetails\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\"P\n\x0bSceneAspect\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\r\n\x05known\x18\x03 \x01(\x08\x12\x12\n\nhas_vector\x18\x04 \x01(\x08\"?\n\x0cStatusCounts\x12\x0f\n\x07present\x18\x01 \x01(\r\x12\x0f\n\x07missing\x18\x02 \x01(\r\x12\r\n\x05stale\x18\x03 \x01(\r\"\x9e\x01\n\nViewStatus\x12\x0c\n\x04view\x18\x01 \x01(\t\x12*\n\x06values\x18\x02 \x01(\x0b\x32\x1a.scenerank.v1.StatusCounts\x12*\n\x06oldest\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06newest\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x0e\n\x06proven\x18\x04 \x01(\x08\"\xea\x01\n\rFeedbackEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x19\n\x11\x61ttribution_token\x18\x02 \x01(\t\x12\x0e\n\x06poi_id\x18\x03 \x01(\t\x12&\n\x07outcome\x18\x04 \x01(\x0e\x32\x15.scenerank.v1.Outcome\x12\x15\n\x08position\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\npropensity\x18\x07 \x01(\x02H\x01\x88\x01\x01\x42\x0b\n\t_positionB\r\n\x0b_propensity\"D\n\x15RecordFeedbackRequest\x12+\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.scenerank.v1.FeedbackEvent\"<\n\x16RecordFeedbackResponse\x12\x10\n\x08recorded\x18\x01 \x01(\r\x12\x10\n\x08repeated\x18\x02 \x01(\r*P\n\tObjective\x12\x19\n\x15OBJECTIVE_UNSPECIFIED\x10\x00\x12\x13\n\x0fOBJECTIVE_CLICK\x10\x01\x12\x13\n\x0fOBJECTIVE_ORDER\x10\x02*u\n\tCauseKind\x12\x1a\n\x16\x43\x41USE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43\x41USE_KIND_SCENE_VALUE\x10\x01\x12\x18\n\x14\x43\x41USE_KIND_KNOWLEDGE\x10\x02\x12\x16\n\x12\x43\x41USE_KIND_FEATURE\x10\x03*\xa4\x01\n\nCauseLevel\x12\x1b\n\x17\x43\x41USE_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43\x41USE_LEVEL_MOMENT\x10\x01\x12\x14\n\x10\x43\x41USE_LEVEL_USER\x10\x02\x12\x13\n\x0f\x43\x41USE_LEVEL_POI\x10\x03\x12\x18\n\x14\x43\x41USE_LEVEL_SCENARIO\x10\x04\x12\x1c\n\x18\x43\x41USE_LEVEL_USER_AND_POI\x10\x05*w\n\x0bValueStatus\x12\x1c\n\x18VALUE_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14VALUE_STATUS_PRESENT\x10\x01\x12\x18\n\x14VALUE_STATUS_MISSING\x10\x02\x12\x16\n\x12VALUE_STATUS_STALE\x10\x03*_\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x11\n\rOUTCOME_SHOWN\x10\x01\x12\x13\n\x0fOUTCOME_CLICKED\x10\x02\x12\x13\n\x0fOUTCOME_ORDERED\x10\x03\x32\xad\x03\n\x12RecommenderService\x12=\n\x04Rank\x12\x19.scenerank.v1.RankRequest\x1a\x1a.scenerank.v1.RankResponse\x12L\n\tRecommend\x12\x1e.scenerank.v1.RecommendRequest\x1a\x1f.scenerank.v1.RecommendResponse\x12\x46\n\x07\x45xplain\x12\x1c.scenerank.v1.ExplainRequest\x1a\x1d.scenerank.v1.ExplainResponse\x12[\n\x0eRecordFeedback\x12#.scenerank.v1.RecordFeedbackRequest\x1a$.scenerank.v1.RecordFeedbackResponse\x12\x65\n\x14RecordFeedbackStream\x12#.scenerank.v1.RecordFeedbackRequest\x1a$.scenerank.v1.RecordFeedbackResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,12 +34,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REQUESTCONTEXT_SCENEINPUTSENTRY']._loaded_options = None
   _globals['_REQUESTCONTEXT_SCENEINPUTSENTRY']._serialized_options = b'8\001'
-  _globals['_OBJECTIVE']._serialized_start=2756
-  _globals['_OBJECTIVE']._serialized_end=2836
-  _globals['_VALUESTATUS']._serialized_start=2838
-  _globals['_VALUESTATUS']._serialized_end=2957
-  _globals['_OUTCOME']._serialized_start=2959
-  _globals['_OUTCOME']._serialized_end=3054
+  _globals['_OBJECTIVE']._serialized_start=3578
+  _globals['_OBJECTIVE']._serialized_end=3658
+  _globals['_CAUSEKIND']._serialized_start=3660
+  _globals['_CAUSEKIND']._serialized_end=3777
+  _globals['_CAUSELEVEL']._serialized_start=3780
+  _globals['_CAUSELEVEL']._serialized_end=3944
+  _globals['_VALUESTATUS']._serialized_start=3946
+  _globals['_VALUESTATUS']._serialized_end=4065
+  _globals['_OUTCOME']._serialized_start=4067
+  _globals['_OUTCOME']._serialized_end=4162
   _globals['_REQUESTCONTEXT']._serialized_start=80
   _globals['_REQUESTCONTEXT']._serialized_end=374
   _globals['_REQUESTCONTEXT_SCENEINPUTSENTRY']._serialized_start=288
@@ -56,30 +60,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECOMMENDREQUEST']._serialized_end=962
   _globals['_RECOMMENDRESPONSE']._serialized_start=964
   _globals['_RECOMMENDRESPONSE']._serialized_end=1046
-  _globals['_RANKING']._serialized_start=1049
-  _globals['_RANKING']._serialized_end=1589
-  _globals['_DEGRADATION']._serialized_start=1592
-  _globals['_DEGRADATION']._serialized_end=1954
-  _globals['_DEGRADATION_LEVEL']._serialized_start=1722
-  _globals['_DEGRADATION_LEVEL']._serialized_end=1846
-  _globals['_DEGRADATION_REASON']._serialized_start=1848
-  _globals['_DEGRADATION_REASON']._serialized_end=1954
-  _globals['_POIDETAILS']._serialized_start=1956
-  _globals['_POIDETAILS']._serialized_end=2000
-  _globals['_SCENEASPECT']._serialized_start=2002
-  _globals['_SCENEASPECT']._serialized_end=2082
-  _globals['_STATUSCOUNTS']._serialized_start=2084
-  _globals['_STATUSCOUNTS']._serialized_end=2147
-  _globals['_VIEWSTATUS']._serialized_start=2150
-  _globals['_VIEWSTATUS']._serialized_end=2308
-  _globals['_MODELINFO']._serialized_start=2310
-  _globals['_MODELINFO']._serialized_end=2385
-  _globals['_FEEDBACKEVENT']._serialized_start=2388
-  _globals['_FEEDBACKEVENT']._serialized_end=2622
-  _globals['_RECORDFEEDBACKREQUEST']._serialized_start=2624
-  _globals['_RECORDFEEDBACKREQUEST']._serialized_end=2692
-  _globals['_RECORDFEEDBACKRESPONSE']._serialized_start=2694
-  _globals['_RECORDFEEDBACKRESPONSE']._serialized_end=2754
-  _globals['_RECOMMENDERSERVICE']._serialized_start=3057
-  _globals['_RECOMMENDERSERVICE']._serialized_end=3414
+  _globals['_EXPLAINREQUEST']._serialized_start=1049
+  _globals['_EXPLAINREQUEST']._serialized_end=1187
+  _globals['_EXPLAINRESPONSE']._serialized_start=1189
+  _globals['_EXPLAINRESPONSE']._serialized_end=1254
+  _globals['_EXPLANATION']._serialized_start=1257
+  _globals['_EXPLANATION']._serialized_end=1719
+  _globals['_CAUSE']._serialized_start=1722
+  _globals['_CAUSE']._serialized_end=1868
+  _globals['_RANKING']._serialized_start=1871
+  _globals['_RANKING']._serialized_end=2411
+  _globals['_DEGRADATION']._serialized_start=2414
+  _globals['_DEGRADATION']._serialized_end=2776
+  _globals['_DEGRADATION_LEVEL']._serialized_start=2544
+  _globals['_DEGRADATION_LEVEL']._serialized_end=2668
+  _globals['_DEGRADATION_REASON']._serialized_start=2670
+  _globals['_DEGRADATION_REASON']._serialized_end=2776
+  _globals['_POIDETAILS']._serialized_start=2778
+  _globals['_POIDETAILS']._serialized_end=2822
+  _globals['_SCENEASPECT']._serialized_start=2824
+  _globals['_SCENEASPECT']._serialized_end=2904
+  _globals['_STATUSCOUNTS']._serialized_start=2906
+  _globals['_STATUSCOUNTS']._serialized_end=2969
+  _globals['_VIEWSTATUS']._serialized_start=2972
+  _globals['_VIEWSTATUS']._serialized_end=3130
+  _globals['_MODELINFO']._serialized_start=3132
+  _globals['_MODELINFO']._serialized_end=3207
+  _globals['_FEEDBACKEVENT']._serialized_start=3210
+  _globals['_FEEDBACKEVENT']._serialized_end=3444
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_start=3446
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_end=3514
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_start=3516
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_end=3576
+  _globals['_RECOMMENDERSERVICE']._serialized_start=4165
+  _globals['_RECOMMENDERSERVICE']._serialized_end=4594
 # @@protoc_insertion_point(module_scope)

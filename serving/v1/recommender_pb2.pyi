@@ -16,6 +16,22 @@ class Objective(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OBJECTIVE_CLICK: _ClassVar[Objective]
     OBJECTIVE_ORDER: _ClassVar[Objective]
 
+class CauseKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CAUSE_KIND_UNSPECIFIED: _ClassVar[CauseKind]
+    CAUSE_KIND_SCENE_VALUE: _ClassVar[CauseKind]
+    CAUSE_KIND_KNOWLEDGE: _ClassVar[CauseKind]
+    CAUSE_KIND_FEATURE: _ClassVar[CauseKind]
+
+class CauseLevel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CAUSE_LEVEL_UNSPECIFIED: _ClassVar[CauseLevel]
+    CAUSE_LEVEL_MOMENT: _ClassVar[CauseLevel]
+    CAUSE_LEVEL_USER: _ClassVar[CauseLevel]
+    CAUSE_LEVEL_POI: _ClassVar[CauseLevel]
+    CAUSE_LEVEL_SCENARIO: _ClassVar[CauseLevel]
+    CAUSE_LEVEL_USER_AND_POI: _ClassVar[CauseLevel]
+
 class ValueStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     VALUE_STATUS_UNSPECIFIED: _ClassVar[ValueStatus]
@@ -32,6 +48,16 @@ class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 OBJECTIVE_UNSPECIFIED: Objective
 OBJECTIVE_CLICK: Objective
 OBJECTIVE_ORDER: Objective
+CAUSE_KIND_UNSPECIFIED: CauseKind
+CAUSE_KIND_SCENE_VALUE: CauseKind
+CAUSE_KIND_KNOWLEDGE: CauseKind
+CAUSE_KIND_FEATURE: CauseKind
+CAUSE_LEVEL_UNSPECIFIED: CauseLevel
+CAUSE_LEVEL_MOMENT: CauseLevel
+CAUSE_LEVEL_USER: CauseLevel
+CAUSE_LEVEL_POI: CauseLevel
+CAUSE_LEVEL_SCENARIO: CauseLevel
+CAUSE_LEVEL_USER_AND_POI: CauseLevel
 VALUE_STATUS_UNSPECIFIED: ValueStatus
 VALUE_STATUS_PRESENT: ValueStatus
 VALUE_STATUS_MISSING: ValueStatus
@@ -123,6 +149,70 @@ class RecommendResponse(_message.Message):
     ranking: Ranking
     index_version: str
     def __init__(self, ranking: _Optional[_Union[Ranking, _Mapping]] = ..., index_version: _Optional[str] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("context", "poi_id", "objective", "limit")
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    POI_ID_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    context: RequestContext
+    poi_id: str
+    objective: Objective
+    limit: int
+    def __init__(self, context: _Optional[_Union[RequestContext, _Mapping]] = ..., poi_id: _Optional[str] = ..., objective: _Optional[_Union[Objective, str]] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("explanation",)
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    explanation: Explanation
+    def __init__(self, explanation: _Optional[_Union[Explanation, _Mapping]] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("poi_id", "score", "p_click", "p_order", "causes", "poi_status", "details", "user_status", "scene", "values", "views", "model", "time")
+    POI_ID_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    P_CLICK_FIELD_NUMBER: _ClassVar[int]
+    P_ORDER_FIELD_NUMBER: _ClassVar[int]
+    CAUSES_FIELD_NUMBER: _ClassVar[int]
+    POI_STATUS_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    USER_STATUS_FIELD_NUMBER: _ClassVar[int]
+    SCENE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    poi_id: str
+    score: float
+    p_click: float
+    p_order: float
+    causes: _containers.RepeatedCompositeFieldContainer[Cause]
+    poi_status: ValueStatus
+    details: PoiDetails
+    user_status: ValueStatus
+    scene: _containers.RepeatedCompositeFieldContainer[SceneAspect]
+    values: StatusCounts
+    views: _containers.RepeatedCompositeFieldContainer[ViewStatus]
+    model: ModelInfo
+    time: _timestamp_pb2.Timestamp
+    def __init__(self, poi_id: _Optional[str] = ..., score: _Optional[float] = ..., p_click: _Optional[float] = ..., p_order: _Optional[float] = ..., causes: _Optional[_Iterable[_Union[Cause, _Mapping]]] = ..., poi_status: _Optional[_Union[ValueStatus, str]] = ..., details: _Optional[_Union[PoiDetails, _Mapping]] = ..., user_status: _Optional[_Union[ValueStatus, str]] = ..., scene: _Optional[_Iterable[_Union[SceneAspect, _Mapping]]] = ..., values: _Optional[_Union[StatusCounts, _Mapping]] = ..., views: _Optional[_Iterable[_Union[ViewStatus, _Mapping]]] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Cause(_message.Message):
+    __slots__ = ("kind", "level", "name", "value", "text", "effect")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    kind: CauseKind
+    level: CauseLevel
+    name: str
+    value: str
+    text: str
+    effect: float
+    def __init__(self, kind: _Optional[_Union[CauseKind, str]] = ..., level: _Optional[_Union[CauseLevel, str]] = ..., name: _Optional[str] = ..., value: _Optional[str] = ..., text: _Optional[str] = ..., effect: _Optional[float] = ...) -> None: ...
 
 class Ranking(_message.Message):
     __slots__ = ("poi_ids", "scores", "p_click", "p_order", "distance_km", "poi_statuses", "details", "user_status", "scene", "values", "views", "model", "attribution_token", "time", "degraded", "propensities")

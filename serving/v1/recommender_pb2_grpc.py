@@ -56,6 +56,11 @@ class RecommenderServiceStub:
                 request_serializer=serving_dot_v1_dot_recommender__pb2.RecommendRequest.SerializeToString,
                 response_deserializer=serving_dot_v1_dot_recommender__pb2.RecommendResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/scenerank.v1.RecommenderService/Explain',
+                request_serializer=serving_dot_v1_dot_recommender__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=serving_dot_v1_dot_recommender__pb2.ExplainResponse.FromString,
+                _registered_method=True)
         self.RecordFeedback = channel.unary_unary(
                 '/scenerank.v1.RecommenderService/RecordFeedback',
                 request_serializer=serving_dot_v1_dot_recommender__pb2.RecordFeedbackRequest.SerializeToString,
@@ -97,6 +102,13 @@ class RecommenderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Says what moved one place's score: each thing that the model read is taken away in turn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RecordFeedback(self, request, context):
         """Says what became of answers: what was shown, clicked, ordered. Once answered, all events of the request are on disk;
         after an error none of them may be, and they can be sent again: an event counts once, by its answer and id.
@@ -126,6 +138,11 @@ def add_RecommenderServiceServicer_to_server(servicer, server):
                     servicer.Recommend,
                     request_deserializer=serving_dot_v1_dot_recommender__pb2.RecommendRequest.FromString,
                     response_serializer=serving_dot_v1_dot_recommender__pb2.RecommendResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=serving_dot_v1_dot_recommender__pb2.ExplainRequest.FromString,
+                    response_serializer=serving_dot_v1_dot_recommender__pb2.ExplainResponse.SerializeToString,
             ),
             'RecordFeedback': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordFeedback,
@@ -204,6 +221,33 @@ class RecommenderService:
             '/scenerank.v1.RecommenderService/Recommend',
             serving_dot_v1_dot_recommender__pb2.RecommendRequest.SerializeToString,
             serving_dot_v1_dot_recommender__pb2.RecommendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/scenerank.v1.RecommenderService/Explain',
+            serving_dot_v1_dot_recommender__pb2.ExplainRequest.SerializeToString,
+            serving_dot_v1_dot_recommender__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

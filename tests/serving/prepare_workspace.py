@@ -68,6 +68,7 @@ def write_knowledge(workspace: Workspace, space: str) -> None:
     table = table.append_column(columns.knowledge(space, columns.VERSION), pa.array(["v1"] * n))
     table = table.append_column(columns.knowledge(space, columns.TEXT_HASH), pa.array(["h"] * n))
     table = table.append_column(columns.knowledge(space, columns.VECTOR), pa.array(list(vectors)))
+    table = table.append_column(columns.knowledge(space, columns.TEXT), texts[columns.TEXT])
     workspace.knowledge.mkdir(exist_ok=True)
     pq.write_table(table, workspace.knowledge / f"{space}.parquet")
 

@@ -18,7 +18,7 @@ from serving import cli
 
 VERBS = (
     *("run", "data", "model", "pretrain", "embed", "knowledge", "apply", "diff", "materialize"),
-    *("backfill", "train", "index", "serve", "rank", "recommend"),
+    *("backfill", "train", "index", "serve", "rank", "recommend", "explain"),
 )
 TINY_CITY = ("--users", "20", "--days", "14", "--pois", "30")
 # Rewritten by every command, with the same content.

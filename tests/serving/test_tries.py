@@ -118,6 +118,10 @@ class Planned(pb_grpc.RecommenderServiceServicer):
         self._do(context)
         return pb.RecommendResponse(ranking=pb.Ranking(poi_ids=[self.address]))
 
+    def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:
+        self._do(context)
+        return pb.ExplainResponse(explanation=pb.Explanation(poi_id=self.address))
+
     def RecordFeedback(
         self, request: pb.RecordFeedbackRequest, context: grpc.ServicerContext
     ) -> pb.RecordFeedbackResponse:
@@ -195,8 +199,10 @@ def test_what_was_not_done_is_asked_again(client_of, planned, code):
     server = planned(fails(code), fails(code), answers)
     with client_of(server.address, retries=Retries(wait_seconds=0.1)) as client:
         assert rank(client) == server.address
-        client.recommend(SOMEBODY)
-    assert len(server.times) == 3 + 1
+        for question in (lambda: client.recommend(SOMEBODY), lambda: client.explain(SOMEBODY, "p")):
+            server.steps = [fails(code)] * (len(server.times) + 1) + [answers]
+            question()
+    assert len(server.times) == 3 + 2 + 2
     first, second = server.gaps[:2]
     assert first >= 0.8 * 0.1 and second >= 0.8 * 0.2
 
@@ -376,8 +382,9 @@ def test_the_first_answer_counts_and_the_other_call_is_cancelled(client_of, plan
         started = time.monotonic()
         assert rank(client) == quick.address
         assert client.recommend(SOMEBODY).poi_ids == [quick.address]
-        assert client.hedged == Hedged(calls=2, sent=2, won=2)
-        until(lambda: slow.left == 2)
+        assert client.explain(SOMEBODY, "p").poi_id == quick.address
+        assert client.hedged == Hedged(calls=3, sent=3, won=3)
+        until(lambda: slow.left == 3)
     assert quick.times[0] - started >= 0.1
 
 
