@@ -224,7 +224,7 @@ def _counts(table: pa.Table, bundle: Bundle) -> Iterator[Cause]:
         if all(_value(table, name) is None for name in every):
             continue
         said = (
-            ", ".join(f"{_value(table, name) or 0} {c}" for name, c in zip(of_window, columns.COUNTS, strict=True))
+            ", ".join(f"{c} {_value(table, name) or 0}" for name, c in zip(of_window, columns.COUNTS, strict=True))
             for of_window in names.values()
         )
         value = "; ".join(f"{days} days: {counts}" for days, counts in zip(names, said, strict=True))

@@ -218,7 +218,7 @@ def test_an_explanation_says_what_a_person_can_read(client, workspace, asker, po
     counts = counts.filter(pc.less_equal(counts[columns.EVENT_TIMESTAMP], pa.scalar(moment)))
     newest = counts.sort_by(columns.EVENT_TIMESTAMP).to_pylist()[-1]
     days = pipeline.bundle.schema.window_days[0]
-    said = ", ".join(f"{newest[columns.statistic('poi', count, days)]} {count}" for count in columns.COUNTS)
+    said = ", ".join(f"{count} {newest[columns.statistic('poi', count, days)]}" for count in columns.COUNTS)
     assert causes["poi_stats"].value.startswith(f"{days} days: {said}; ")
 
 
