@@ -10,7 +10,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from serving.admission import Overloaded
 from serving.attribution import InvalidToken, Signer
-from serving.explain import Cause, Explanation, Kind, Level
+from serving.explain import Cause, CauseKind, CauseLevel, Explanation
 from serving.features import SceneAspect
 from serving.feedback import FeedbackEvent, Outcome
 from serving.online import ValueStatus, ViewReading
@@ -41,17 +41,17 @@ OUTCOMES: dict[int, Outcome] = {
     pb.OUTCOME_CLICKED: Outcome.CLICKED,
     pb.OUTCOME_ORDERED: Outcome.ORDERED,
 }
-KINDS = {
-    Kind.SCENE_VALUE: pb.CAUSE_KIND_SCENE_VALUE,
-    Kind.KNOWLEDGE: pb.CAUSE_KIND_KNOWLEDGE,
-    Kind.FEATURE: pb.CAUSE_KIND_FEATURE,
+CAUSE_KINDS = {
+    CauseKind.SCENE_VALUE: pb.CAUSE_KIND_SCENE_VALUE,
+    CauseKind.KNOWLEDGE: pb.CAUSE_KIND_KNOWLEDGE,
+    CauseKind.FEATURE: pb.CAUSE_KIND_FEATURE,
 }
-LEVELS = {
-    Level.MOMENT: pb.CAUSE_LEVEL_MOMENT,
-    Level.USER: pb.CAUSE_LEVEL_USER,
-    Level.POI: pb.CAUSE_LEVEL_POI,
-    Level.SCENARIO: pb.CAUSE_LEVEL_SCENARIO,
-    Level.USER_AND_POI: pb.CAUSE_LEVEL_USER_AND_POI,
+CAUSE_LEVELS = {
+    CauseLevel.MOMENT: pb.CAUSE_LEVEL_MOMENT,
+    CauseLevel.USER: pb.CAUSE_LEVEL_USER,
+    CauseLevel.POI: pb.CAUSE_LEVEL_POI,
+    CauseLevel.SCENARIO: pb.CAUSE_LEVEL_SCENARIO,
+    CauseLevel.USER_AND_POI: pb.CAUSE_LEVEL_USER_AND_POI,
 }
 STATUSES = {
     ValueStatus.PRESENT: pb.VALUE_STATUS_PRESENT,
@@ -245,8 +245,8 @@ def _timestamp(time_us: int) -> Timestamp:
 
 def _cause(cause: Cause, effect: float) -> pb.Cause:
     return pb.Cause(
-        kind=KINDS[cause.kind],
-        level=LEVELS[cause.level],
+        kind=CAUSE_KINDS[cause.kind],
+        level=CAUSE_LEVELS[cause.level],
         name=cause.name,
         value=cause.value,
         text=cause.text,
