@@ -35,7 +35,7 @@ NAMED_POIS = 5  # of the last places, that a value names
 US_PER_HOUR = 3.6e9
 
 
-class Kind(Enum):
+class CauseKind(Enum):
     """What a cause is."""
 
     SCENE_VALUE = "scene value"
@@ -43,7 +43,7 @@ class Kind(Enum):
     FEATURE = "feature"
 
 
-class Level(Enum):
+class CauseLevel(Enum):
     """Whose a cause is."""
 
     MOMENT = "moment"
@@ -53,7 +53,7 @@ class Level(Enum):
     USER_AND_POI = "user and POI"
 
 
-LEVELS = {columns.POI_ID: Level.POI, columns.USER_ID: Level.USER, columns.SCENARIO_ID: Level.SCENARIO}
+LEVELS = {columns.POI_ID: CauseLevel.POI, columns.USER_ID: CauseLevel.USER, columns.SCENARIO_ID: CauseLevel.SCENARIO}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,8 @@ class Cause:
         columns: that are null without it.
     """
 
-    kind: Kind
-    level: Level
+    kind: CauseKind
+    level: CauseLevel
     name: str
     value: str
     text: str = ""
@@ -179,8 +179,8 @@ def _scene_values(table: pa.Table, bundle: Bundle) -> Iterator[Cause]:
         has_vector = reads_vectors and _value(table, row) not in (None, MISSING_ROW)
         state = [name for name in feature.inputs if name in scenes.STORED_INPUTS]
         yield Cause(
-            kind=Kind.SCENE_VALUE,
-            level=Level.MOMENT,
+            kind=CauseKind.SCENE_VALUE,
+            level=CauseLevel.MOMENT,
             name=feature.name,
             value=value,
             text=feature.sentence.replace("{value}", value) if has_vector else "",
@@ -201,12 +201,14 @@ def _knowledge(table: pa.Table, bundle: Bundle, texts: KnowledgeTexts | None) ->
             continue
         text, words = texts.of(space, number) if texts else ("", "")
         level = LEVELS[columns.SPACES[space]]
-        yield Cause(kind=Kind.KNOWLEDGE, level=level, name=space, value=words, text=text, columns=(row,))
+        yield Cause(kind=CauseKind.KNOWLEDGE, level=level, name=space, value=words, text=text, columns=(row,))
 
 
 def _ids_and_attributes(table: pa.Table, bundle: Bundle) -> Iterator[Cause]:
     encoding = bundle.encoding
-    levels = {name: Level.USER for name in encoding.user_columns} | {name: Level.POI for name in encoding.poi_columns}
+    levels = {name: CauseLevel.USER for name in encoding.user_columns} | {
+        name: CauseLevel.POI for name in encoding.poi_columns
+    }
     for name, level in levels.items():
         value = _word(table, name)
         if name != columns.SCENARIO_ID and value is not None:
@@ -224,19 +226,19 @@ def _counts(table: pa.Table, bundle: Bundle) -> Iterator[Cause]:
         if all(_value(table, name) is None for name in every):
             continue
         said = (
-            ", ".join(f"{_value(table, name) or 0} {c}" for name, c in zip(of_window, columns.COUNTS, strict=True))
+            ", ".join(f"{c} {_value(table, name) or 0}" for name, c in zip(of_window, columns.COUNTS, strict=True))
             for of_window in names.values()
         )
         value = "; ".join(f"{days} days: {counts}" for days, counts in zip(names, said, strict=True))
         yield _feature(_level(columns.STATISTICS[owner]), views[every[0]], value, every)
 
 
-def _level(keys: tuple[str, ...]) -> Level:
+def _level(keys: tuple[str, ...]) -> CauseLevel:
     """Whose counts those under these keys are."""
     of_user, others = columns.USER_ID in keys, len(keys) > 1
     if of_user:
-        return Level.USER_AND_POI if others else Level.USER
-    return Level.SCENARIO if columns.SCENARIO_ID in keys else Level.POI
+        return CauseLevel.USER_AND_POI if others else CauseLevel.USER
+    return CauseLevel.SCENARIO if columns.SCENARIO_ID in keys else CauseLevel.POI
 
 
 def _between(table: pa.Table, bundle: Bundle) -> Iterator[Cause]:
@@ -245,13 +247,13 @@ def _between(table: pa.Table, bundle: Bundle) -> Iterator[Cause]:
     degrees = [_value(table, name) for name in places]
     if None not in degrees:
         km = float(geo.distance_km(*(np.array([degree], dtype=np.float64) for degree in degrees))[0])
-        yield _feature(Level.USER_AND_POI, "distance", f"{km:.2f} km", tuple(places[:2]))
+        yield _feature(CauseLevel.USER_AND_POI, "distance", f"{km:.2f} km", tuple(places[:2]))
     if (open_hours := _word(table, columns.OPEN_HOURS)) is not None:
         hour = hours.hour_of_week(np.array([_value(table, scenes.EVENT_TIME_US)]), bundle.encoding.timezone)
         is_open = hours.is_open([open_hours], hour)[0]
-        yield _feature(Level.POI, columns.OPEN_HOURS, "open now" if is_open else "closed now")
+        yield _feature(CauseLevel.POI, columns.OPEN_HOURS, "open now" if is_open else "closed now")
     if columns.LIKE_MINDED in table.column_names and (score := _value(table, columns.LIKE_MINDED)) is not None:
-        yield _feature(Level.USER_AND_POI, columns.LIKE_MINDED, f"{score:.3g}")
+        yield _feature(CauseLevel.USER_AND_POI, columns.LIKE_MINDED, f"{score:.3g}")
 
 
 def _recent(table: pa.Table, bundle: Bundle) -> Iterator[Cause]:
@@ -259,16 +261,16 @@ def _recent(table: pa.Table, bundle: Bundle) -> Iterator[Cause]:
     if pois := _value(table, columns.RECENT_POIS):
         more = ", ..." if len(pois) > NAMED_POIS else ""
         value = f"{len(pois)}, newest first: {', '.join(pois[:NAMED_POIS])}{more}"
-        yield _feature(Level.USER, columns.RECENT_POIS, value, (columns.RECENT_POIS, columns.RECENT_TIMES))
+        yield _feature(CauseLevel.USER, columns.RECENT_POIS, value, (columns.RECENT_POIS, columns.RECENT_TIMES))
     read = {name for feature in _scene_features(bundle) for name in feature.inputs}
     ordered = _value(table, columns.LAST_ORDER_TIME)
     if ordered is not None and columns.LAST_ORDER_TIME not in read:
         age = (_value(table, scenes.EVENT_TIME_US) - ordered) / US_PER_HOUR
-        yield _feature(Level.USER, columns.LAST_ORDER_TIME, f"{age:.1f} hours ago")
+        yield _feature(CauseLevel.USER, columns.LAST_ORDER_TIME, f"{age:.1f} hours ago")
 
 
-def _feature(level: Level, name: str, value: str, of: tuple[str, ...] = ()) -> Cause:
-    return Cause(kind=Kind.FEATURE, level=level, name=name, value=value, columns=of or (name,))
+def _feature(level: CauseLevel, name: str, value: str, of: tuple[str, ...] = ()) -> Cause:
+    return Cause(kind=CauseKind.FEATURE, level=level, name=name, value=value, columns=of or (name,))
 
 
 def _value(table: pa.Table, name: str) -> Any:

@@ -10,9 +10,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from serving.admission import Overloaded
+<<<<<<< HEAD
 from serving.attribution import Attribution, InvalidToken, Signer
 from serving.degrade import Degradation
 from serving.explain import Cause, Explanation, Kind, Level
+=======
+from serving.attribution import InvalidToken, Signer
+from serving.explain import Cause, CauseKind, CauseLevel, Explanation
+>>>>>>> slice-b
 from serving.features import SceneAspect
 from serving.feedback import FeedbackEvent, Outcome
 from serving.online import ValueStatus, ViewReading
@@ -43,6 +48,7 @@ OUTCOMES: dict[int, Outcome] = {
     pb.OUTCOME_CLICKED: Outcome.CLICKED,
     pb.OUTCOME_ORDERED: Outcome.ORDERED,
 }
+<<<<<<< HEAD
 # A caller takes 8 KiB of trailers. There the message stands once with up to three bytes for one, and once more, beside
 # the violations, in base64, which adds a third.
 TOLD_BYTES, MESSAGE_BYTES, PART_BYTES = 3000, 700, 300
@@ -50,13 +56,19 @@ KINDS = {
     Kind.SCENE_VALUE: pb.CAUSE_KIND_SCENE_VALUE,
     Kind.KNOWLEDGE: pb.CAUSE_KIND_KNOWLEDGE,
     Kind.FEATURE: pb.CAUSE_KIND_FEATURE,
+=======
+CAUSE_KINDS = {
+    CauseKind.SCENE_VALUE: pb.CAUSE_KIND_SCENE_VALUE,
+    CauseKind.KNOWLEDGE: pb.CAUSE_KIND_KNOWLEDGE,
+    CauseKind.FEATURE: pb.CAUSE_KIND_FEATURE,
+>>>>>>> slice-b
 }
-LEVELS = {
-    Level.MOMENT: pb.CAUSE_LEVEL_MOMENT,
-    Level.USER: pb.CAUSE_LEVEL_USER,
-    Level.POI: pb.CAUSE_LEVEL_POI,
-    Level.SCENARIO: pb.CAUSE_LEVEL_SCENARIO,
-    Level.USER_AND_POI: pb.CAUSE_LEVEL_USER_AND_POI,
+CAUSE_LEVELS = {
+    CauseLevel.MOMENT: pb.CAUSE_LEVEL_MOMENT,
+    CauseLevel.USER: pb.CAUSE_LEVEL_USER,
+    CauseLevel.POI: pb.CAUSE_LEVEL_POI,
+    CauseLevel.SCENARIO: pb.CAUSE_LEVEL_SCENARIO,
+    CauseLevel.USER_AND_POI: pb.CAUSE_LEVEL_USER_AND_POI,
 }
 STATUSES = {
     ValueStatus.PRESENT: pb.VALUE_STATUS_PRESENT,
@@ -292,8 +304,8 @@ def timestamp(time_us: int) -> Timestamp:
 
 def _cause(cause: Cause, effect: float) -> pb.Cause:
     return pb.Cause(
-        kind=KINDS[cause.kind],
-        level=LEVELS[cause.level],
+        kind=CAUSE_KINDS[cause.kind],
+        level=CAUSE_LEVELS[cause.level],
         name=cause.name,
         value=cause.value,
         text=cause.text,

@@ -21,7 +21,7 @@ from feature_repo import columns, scenes
 from feature_repo.store import open_store
 from feature_repo.workspace import Workspace
 from serving.client import AsyncRecommender, Recommender, Wish, violations
-from serving.explain import Kind, KnowledgeTexts, Level, ablated, causes_of
+from serving.explain import CauseKind, CauseLevel, KnowledgeTexts, ablated, causes_of
 from serving.features import FeatureReader
 from serving.pipeline import Pipeline
 from serving.request import ExplainRequest, Objective, Place, RequestContext
@@ -105,11 +105,12 @@ class Planted(nn.Module):
 
     def __init__(self, encoding):
         super().__init__()
+        self.scene = None
         self.slot = encoding.scene_features.index("weather")
         self.rain = 1 + encoding.vocabularies[columns.scene("weather")].values.index("rain")
         self.space = encoding.text_spaces.index(POI_SPACE)
 
-    def forward(self, batch):
+    def forward(self, batch, scene_UC=None):
         rain = (batch.scene_id_US[batch.scene_of_row_B, self.slot] == self.rain).float()
         vector = (batch.text_row_BK[:, self.space] > 0).float()
         clicked = (batch.recent_age_BN > 0).any(dim=1).float()
@@ -130,9 +131,9 @@ def test_planted_effects_are_found_and_nothing_else(workspace, context, poi_ids)
     assert answer.p_order == pytest.approx(sigmoid(-1.5) / 2, abs=1e-7)
     largest = [(cause.kind, cause.level, cause.name) for cause in answer.causes[:3]]
     assert largest == [
-        (Kind.KNOWLEDGE, Level.POI, "poi_text"),
-        (Kind.SCENE_VALUE, Level.MOMENT, "weather"),
-        (Kind.FEATURE, Level.USER, columns.RECENT_POIS),
+        (CauseKind.KNOWLEDGE, CauseLevel.POI, "poi_text"),
+        (CauseKind.SCENE_VALUE, CauseLevel.MOMENT, "weather"),
+        (CauseKind.FEATURE, CauseLevel.USER, columns.RECENT_POIS),
     ]
     expected = [sigmoid(-1.5) - sigmoid(logit) for logit in (1.5, -3.5, -2.0)]
     assert answer.effects[:3] == pytest.approx(expected, abs=1e-6)
@@ -218,7 +219,7 @@ def test_an_explanation_says_what_a_person_can_read(client, workspace, asker, po
     counts = counts.filter(pc.less_equal(counts[columns.EVENT_TIMESTAMP], pa.scalar(moment)))
     newest = counts.sort_by(columns.EVENT_TIMESTAMP).to_pylist()[-1]
     days = pipeline.bundle.schema.window_days[0]
-    said = ", ".join(f"{newest[columns.statistic('poi', count, days)]} {count}" for count in columns.COUNTS)
+    said = ", ".join(f"{count} {newest[columns.statistic('poi', count, days)]}" for count in columns.COUNTS)
     assert causes["poi_stats"].value.startswith(f"{days} days: {said}; ")
 
 
