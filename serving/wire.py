@@ -10,14 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from serving.admission import Overloaded
-<<<<<<< HEAD
 from serving.attribution import Attribution, InvalidToken, Signer
 from serving.degrade import Degradation
-from serving.explain import Cause, Explanation, Kind, Level
-=======
-from serving.attribution import InvalidToken, Signer
 from serving.explain import Cause, CauseKind, CauseLevel, Explanation
->>>>>>> slice-b
 from serving.features import SceneAspect
 from serving.feedback import FeedbackEvent, Outcome
 from serving.online import ValueStatus, ViewReading
@@ -48,20 +43,13 @@ OUTCOMES: dict[int, Outcome] = {
     pb.OUTCOME_CLICKED: Outcome.CLICKED,
     pb.OUTCOME_ORDERED: Outcome.ORDERED,
 }
-<<<<<<< HEAD
 # A caller takes 8 KiB of trailers. There the message stands once with up to three bytes for one, and once more, beside
 # the violations, in base64, which adds a third.
 TOLD_BYTES, MESSAGE_BYTES, PART_BYTES = 3000, 700, 300
-KINDS = {
-    Kind.SCENE_VALUE: pb.CAUSE_KIND_SCENE_VALUE,
-    Kind.KNOWLEDGE: pb.CAUSE_KIND_KNOWLEDGE,
-    Kind.FEATURE: pb.CAUSE_KIND_FEATURE,
-=======
 CAUSE_KINDS = {
     CauseKind.SCENE_VALUE: pb.CAUSE_KIND_SCENE_VALUE,
     CauseKind.KNOWLEDGE: pb.CAUSE_KIND_KNOWLEDGE,
     CauseKind.FEATURE: pb.CAUSE_KIND_FEATURE,
->>>>>>> slice-b
 }
 CAUSE_LEVELS = {
     CauseLevel.MOMENT: pb.CAUSE_LEVEL_MOMENT,
