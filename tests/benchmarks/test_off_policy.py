@@ -101,7 +101,18 @@ def test_a_users_requests_are_one_draw():
     values, user = np.random.default_rng(3).normal(size=50), np.arange(50)
     once, thrice = clustered(values, user), clustered(np.repeat(values, 3), np.repeat(user, 3))
     assert (once.value, once.error) == pytest.approx((thrice.value, thrice.error))
+    assert (once.low, once.high) == pytest.approx((thrice.low, thrice.high))
     assert once.error == pytest.approx(values.std(ddof=1) / 50**0.5)
+
+
+def test_intervals_lean_to_the_side_where_little_was_seen():
+    """Of values of which a few are large: another large one may be missing, so the interval is longer upwards."""
+    found = clustered(np.random.default_rng(10).lognormal(sigma=1.5, size=200), np.arange(200))
+    assert found.high - found.value > 1.3 * (found.value - found.low) > 0
+    even = clustered(np.random.default_rng(11).normal(size=4000), np.arange(4000))
+    assert (even.low, even.high) == pytest.approx(
+        (even.value - 1.96 * even.error, even.value + 1.96 * even.error), abs=0.003
+    )
 
 
 def planted(logging: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> Known:

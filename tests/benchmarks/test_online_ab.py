@@ -13,19 +13,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.experiments import online_ab, run
+from benchmarks.experiments import online_ab, run, vectors, worlds
 from benchmarks.experiments.city import Scale
-from benchmarks.experiments.online import report
+from benchmarks.experiments.online import report, world
 from benchmarks.experiments.online.days import ARMS, Sessions, arm_of
 from benchmarks.experiments.online.measured import Foretold, Found, Lift, Mean, OfDay, Seen, apart, together
 from benchmarks.experiments.online.off_policy import ESTIMATORS, Estimate
 from benchmarks.experiments.places import Places
+from benchmarks.experiments.vectors import Knowing, LanguageModel, PoiMeans
 from benchmarks.experiments.worlds import plain_hash
 from feature_repo import columns
 from feature_repo.datasets.city import CityConfig
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
 from serving.feedback_export import REQUEST
+from trainers.knowledge import SCENARIO_KNOWLEDGE
 
 ROOT = Path(__file__).resolve().parents[2]
 CELL = replace(online_ab.cells(Scale(quick=True), None)[0], days=2, candidates=6, positions=3, temperature=0.5, logs=5)
@@ -151,11 +153,26 @@ def test_a_city_is_lived_once_and_told_twice(places, monkeypatch):
     assert len(plain["seeds"][0]["foretold"]) == 6 * 3 * len(ESTIMATORS)
 
 
+def test_a_language_model_reads_what_rankers_know(places, tiny_model):
+    """As in the real run: texts, and users as means over the places that they clicked. The tiny model reads too few
+    tokens for the prompts about scenarios."""
+    model = str(tiny_model)
+    kind = Knowing(texts=LanguageModel(model=model), prompts=PoiMeans(model=model))
+    wanted = [r for r in world.readings(CELL.world, kind, places) if r.space != SCENARIO_KNOWLEDGE]
+    for reading in wanted:
+        vectors.read(reading, places)
+    assert wanted and not any(reading.missing(places) for reading in wanted)
+    workspace = Workspace(worlds.folder(CELL.world, places))
+    for space in columns.SPACES.keys() - {SCENARIO_KNOWLEDGE}:
+        found = kind.of(space, worlds.texts_of_rows(workspace, space)[1], places)
+        assert len(found) > 0 and found.shape[1] == 32 and np.isfinite(found).all()
+
+
 def test_lifts_by_hand():
-    lift = apart(Estimate(value=1.2, error=0.12), Estimate(value=1.0, error=0.1))
-    assert lift.value == pytest.approx(0.2) and lift.error == pytest.approx(1.2 * 0.02**0.5)
+    ours, reference = (Estimate(value=v, error=e, low=0.0, high=2.0) for v, e in ((1.2, 0.12), (1.0, 0.1)))
+    assert apart(ours, reference) == pytest.approx((0.2, 1.2 * 0.02**0.5))
     same = together(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]), np.array([0, 1, 2]))
-    assert (same.value, same.error) == (1.0, 0.0)  # twice as much in every session: nothing is left to chance
+    assert same == (1.0, 0.0)  # twice as much in every session: nothing is left to chance
 
 
 def of_seed(value: float) -> Found:
@@ -173,7 +190,8 @@ def of_seed(value: float) -> Found:
                 measure=measure,
                 estimator=name,
                 value=value,
-                error=0.1,
+                low=value - 0.15,
+                high=value + 0.15,
                 truth=1.0,
                 covered=19,
                 logs=20,

@@ -52,11 +52,11 @@ class OnlineCell:
     world: OnlineCity
     vectors: Vectors
     size: Size = "default"
-    days: int = 5
+    days: int = 4
     candidates: int = 20
     positions: int = 10
-    temperature: float = 0.3
-    logs: int = 400
+    temperature: float = 0.5
+    logs: int = 200
 
 
 @dataclass(frozen=True, kw_only=True)

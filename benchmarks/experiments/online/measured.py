@@ -78,7 +78,8 @@ class Foretold:
     measure: Measure
     estimator: Estimator
     value: float
-    error: float
+    low: float
+    high: float
     truth: float
     covered: int
     logs: int
@@ -170,18 +171,16 @@ def means_and_lifts(seen: Seen) -> tuple[list[Mean], list[Lift]]:
     return means, lifts
 
 
-def apart(ours: Estimate, reference: Estimate) -> Estimate:
-    """The relative difference of two means of different users."""
+def apart(ours: Estimate, reference: Estimate) -> tuple[float, float]:
+    """The relative difference of two means of different users, and its error."""
     ratio = ours.value / reference.value
-    error = ratio * float(np.hypot(ours.error / ours.value, reference.error / reference.value))
-    return Estimate(value=ratio - 1.0, error=error)
+    return ratio - 1.0, ratio * float(np.hypot(ours.error / ours.value, reference.error / reference.value))
 
 
-def together(ours: np.ndarray, reference: np.ndarray, user: np.ndarray) -> Estimate:
-    """The relative difference of two means of the same (N,) sessions."""
+def together(ours: np.ndarray, reference: np.ndarray, user: np.ndarray) -> tuple[float, float]:
+    """The relative difference of two means of the same (N,) sessions, and its error."""
     ratio = float(ours.mean() / reference.mean())
-    error = clustered((ours - ratio * reference) / reference.mean(), user).error
-    return Estimate(value=ratio - 1.0, error=error)
+    return ratio - 1.0, clustered((ours - ratio * reference) / reference.mean(), user).error
 
 
 def foretold(seen: Seen, cell: OnlineCell) -> Iterator[Foretold]:
@@ -216,7 +215,8 @@ def foretold(seen: Seen, cell: OnlineCell) -> Iterator[Foretold]:
                     measure=measure,
                     estimator=name,
                     value=found[name].value,
-                    error=found[name].error,
+                    low=found[name].low,
+                    high=found[name].high,
                     truth=known.truth,
                     covered=hits[name],
                     logs=cell.logs,
@@ -250,5 +250,5 @@ def _mean(arm: str, how: How, measure: Measure, sessions: int, found: Estimate) 
     return Mean(arm=arm, how=how, measure=measure, sessions=sessions, value=found.value, error=found.error)
 
 
-def _lift(arm: str, how: How, measure: Measure, found: Estimate) -> Lift:
-    return Lift(arm=arm, how=how, measure=measure, value=found.value, error=found.error)
+def _lift(arm: str, how: How, measure: Measure, found: tuple[float, float]) -> Lift:
+    return Lift(arm=arm, how=how, measure=measure, value=found[0], error=found[1])

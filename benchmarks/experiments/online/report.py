@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.experiments.cells import rounded, staged, write_json
 from benchmarks.experiments.online.days import ARMS
-from benchmarks.experiments.online.measured import MEASURES, REFERENCE, Foretold, Found, How, Measure
+from benchmarks.experiments.online.measured import MEASURES, REFERENCE, Found, How, Measure
 from benchmarks.experiments.online.off_policy import ESTIMATORS, Estimator
 from benchmarks.experiments.places import Places
 from benchmarks.experiments.plots import NEUTRAL, OURS
@@ -170,8 +170,8 @@ def _coverage(found: Sequence[Found]) -> list[str]:
             of_one = [f for seed in found for f in seed.foretold if (f.measure, f.estimator) == (measure, name)]
             hits, logs = sum(f.covered for f in of_one), sum(f.logs for f in of_one)
             low, high = binomial(hits, logs)
-            here = sum(_held(f) for f in of_one)
-            width = float(np.mean([NORMAL_QUANTILE * f.error / f.truth for f in of_one]))
+            here = sum(f.low <= f.truth <= f.high for f in of_one)
+            width = float(np.mean([(f.high - f.low) / 2 / f.truth for f in of_one]))
             worst = min(f.covered / f.logs for f in of_one)
             rate = f"{hits / logs:.1%} [{low:.1%}, {high:.1%}]"
             body.append([measure, name, rate, f"{worst:.1%}", f"{here} of {len(of_one)}", f"{width:.1%}"])
@@ -189,13 +189,9 @@ def _pairs(found: Sequence[Found], measure: Measure, name: Estimator) -> list[st
                 if (f.logged, f.other, f.measure, f.estimator) == (logged, other, measure, name)
             ]
             if of_seeds:
-                told = [f"{f.value:.3f} ± {NORMAL_QUANTILE * f.error:.3f} ({f.truth:.3f})" for f in of_seeds]
+                told = [f"{f.value:.3f} [{f.low:.3f}, {f.high:.3f}] ({f.truth:.3f})" for f in of_seeds]
                 body.append([logged, other, "; ".join(told)])
     return table(["log of", "what it foretells of", "estimates"], body)
-
-
-def _held(one: Foretold) -> bool:
-    return abs(one.value - one.truth) <= NORMAL_QUANTILE * one.error
 
 
 def draw(found: Sequence[Found], file: Path) -> None:
