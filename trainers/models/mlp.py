@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 
+FEW_ROWS = 256  # up to so many, laying the weights side by side costs more than it saves
+
+
 class GroupedLinear(nn.Module):
     """G linear maps: (G, B, I) -> (G, B, O), or (B, I) -> (G, B, O) when all read the same rows."""
 
@@ -25,7 +28,9 @@ class GroupedLinear(nn.Module):
         if rows.dim() == 3:
             return torch.baddbmm(self.bias_G1O, rows, self.weight_GIO)
         groups, inputs, outputs = self.weight_GIO.shape
-        # One product with the weights side by side is faster than G products that read the rows G times.
+        if len(rows) <= FEW_ROWS:
+            return torch.baddbmm(self.bias_G1O, rows.expand(groups, *rows.shape), self.weight_GIO)
+        # Of many rows, one product with the weights side by side is faster than G products that read the rows G times.
         weight_IH = self.weight_GIO.transpose(0, 1).reshape(inputs, groups * outputs)
         return (rows @ weight_IH).view(-1, groups, outputs).transpose(0, 1) + self.bias_G1O
 

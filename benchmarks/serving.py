@@ -1,0 +1,421 @@
+"""Rank under load: one user and 200 places through gRPC, against its bare parts, an echo, and Feast's read alone.
+
+The bundle is LARR + LLM4MSR of the reference size (ids of 16, scene slots of 128, one transformer layer, 2 + 2 + 2
+experts of 256 and 128) on all that the city's schema has, with random weights: what is timed does not depend on them.
+Its features come from the embedded online store. Server and client have one core each.
+
+    echo      the same request and answer messages through a server of the same workers that does nothing
+    parts     echo + one bare read (a SELECT a view, `frombuffer` of the records) + the bare forward pass of the ranker
+
+Load is open: requests are sent at their times, whatever became of the ones before, and each latency counts from when
+its request was due. Half load is half of the highest rate that a closed loop reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from report import Row, write
+
+del sys.path[0]  # where this file is called as a package that it reads
+
+SIZES = (1, 50, 200, 1000)
+MAIN = 200
+SECONDS, LANES = 8.0, 2  # of one measurement; calls at a time in the closed loop: one is worked on, one waits
+SERVER_CORE, CLIENT_CORE = 0, 1
+WIDTH = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement")
+    parser.add_argument("role", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    roles: dict[str, Callable[..., None]] = {"prepare": prepare, "serve": serve, "load": load, "bare": bare}
+    if asked.role:
+        roles[asked.role](*asked.rest)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "city"
+        own("prepare", str(root))
+        write("serving", measured(root, asked.seconds))
+
+
+def own(role: str, *rest: str) -> dict[str, Any]:
+    """One of the roles below in a process of its own; what it printed last, as JSON."""
+    done = subprocess.run([sys.executable, "-W", "ignore", __file__, role, *rest], stdout=subprocess.PIPE, check=True)
+    lines = [line for line in done.stdout.decode().splitlines() if line.startswith("{")]
+    found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return found
+
+
+def measured(root: Path, seconds: float) -> list[Row]:
+    rows = []
+    parts = own("bare", str(root))
+    for size in SIZES:
+        ranked, echoed = (at_half_load(root, kind, size, seconds) for kind in ("rank", "echo"))
+        part = parts[str(size)]
+        sum_ms = echoed.p50 + part["read"] + part["forward"]
+        suffix = "" if size == MAIN else f"-{size}"
+        rows += [
+            row(f"p50-vs-parts{suffix}", ranked.p50, sum_ms, "ms", ranked.n),
+            row(f"p50-vs-echo{suffix}", ranked.p50, echoed.p50, "ms", ranked.n),
+            row(f"p99-vs-own-p50{suffix}", ranked.p99, ranked.p50, "ms", ranked.n),
+            replace(row(f"rate-vs-echo{suffix}", ranked.rate, echoed.rate, "requests/s", ranked.n), better="higher"),
+            row(f"rank-vs-feast-read{suffix}", ranked.p50, part["feast"], "ms", ranked.n),
+        ]
+    return rows
+
+
+def row(name: str, ours: float, reference: float, unit: str, n: int) -> Row:
+    return Row(name=name, ours=ours, reference=reference, better="lower", unit=unit, n=n)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Highest rate (a second), and latencies (ms) at half of it."""
+
+    rate: float
+    p50: float
+    p99: float
+    n: int
+
+
+def at_half_load(root: Path, kind: str, size: int, seconds: float) -> Seen:
+    with server(root, kind) as port:
+        found = own("load", str(port), str(root), str(size), str(seconds))
+    return Seen(**found)
+
+
+@contextmanager
+def server(root: Path, kind: str) -> Iterator[int]:
+    command = [sys.executable, "-W", "ignore", __file__, "serve", str(root), kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def serve(root: str, kind: str) -> None:
+    """Our server, or one of the same shape that gives every request the same answer."""
+    os.sched_setaffinity(0, {SERVER_CORE})
+    import torch
+
+    from feature_repo.workspace import Workspace
+    from serving.opening import open_pipeline
+    from serving.server import ServerOptions, create_server
+
+    torch.set_num_threads(1)
+    workspace = Workspace(Path(root))
+    pipeline = open_pipeline(workspace, workspace.bundles / "reference", None, unproven=True, poi_age_s=10.0)
+    options = ServerOptions(workers=1, waiting=64)  # one core
+    if kind == "rank":
+        pipeline.start()
+        running = create_server(pipeline, options)
+        print(running.port, flush=True)
+    else:
+        server, port = echo(pipeline, options.workers)
+        server.start()
+        print(port, flush=True)
+    sys.stdin.read()
+
+
+def echo(pipeline: Any, workers: int) -> tuple[Any, int]:
+    """A server whose answers have the right length and cost nothing to make, and its port."""
+    from concurrent import futures
+
+    import grpc
+
+    from serving import wire
+    from serving.v1 import recommender_pb2 as pb
+    from serving.v1 import recommender_pb2_grpc as pb_grpc
+
+    answers: dict[int, pb.RankResponse] = {}
+
+    class Echo(pb_grpc.RecommenderServiceServicer):
+        def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
+            size = len(request.poi_ids)
+            if size not in answers:
+                ranking = pipeline.rank(wire.rank_request(request))
+                answers[size] = pb.RankResponse(ranking=wire.ranking(ranking, wire.model_info(pipeline), False))
+            return answers[size]
+
+    served = grpc.server(futures.ThreadPoolExecutor(workers), options=[("grpc.so_reuseport", 0)])
+    pb_grpc.add_RecommenderServiceServicer_to_server(Echo(), served)  # type: ignore[no-untyped-call]
+    return served, served.add_insecure_port("127.0.0.1:0")
+
+
+def load(port: str, root: str, size: str, seconds: str) -> None:
+    """The client: a closed loop for the highest rate, then an open one at half of it."""
+    os.sched_setaffinity(0, {CLIENT_CORE})
+    print(json.dumps(asyncio.run(loaded(int(port), Path(root), int(size), float(seconds)))))
+
+
+async def loaded(port: int, root: Path, size: int, seconds: float) -> dict[str, float]:
+    import grpc
+
+    from serving.v1 import recommender_pb2 as pb
+    from serving.v1 import recommender_pb2_grpc as pb_grpc
+
+    requests = [pb.RankRequest.FromString(bytes.fromhex(line)) for line in (root / f"requests-{size}").open()]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = pb_grpc.RecommenderServiceStub(channel)  # type: ignore[no-untyped-call]
+        for request in requests[:50]:
+            answer = await stub.Rank(request, timeout=60.0)
+            assert not answer.ranking.HasField("degraded") and len(answer.ranking.poi_ids) == size
+        await closed(stub, requests, seconds / 4)  # what is learned of paces, caches and branches
+        rate = await closed(stub, requests, seconds)
+        ms = np.array(await opened(stub, requests, rate / 2, seconds))
+    p50, p99 = np.quantile(ms, [0.5, 0.99])
+    return {"rate": rate, "p50": float(p50), "p99": float(p99), "n": len(ms)}
+
+
+async def closed(stub: Any, requests: list[Any], seconds: float) -> float:
+    """Answers a second where each of `LANES` callers asks as soon as it is answered."""
+    end, done = time.perf_counter() + seconds, 0
+
+    async def lane(at: int) -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await stub.Rank(requests[at % len(requests)], timeout=60.0)
+            at, done = at + LANES, done + 1
+
+    started = time.perf_counter()
+    await asyncio.gather(*(lane(at) for at in range(LANES)))
+    return done / (time.perf_counter() - started)
+
+
+async def opened(stub: Any, requests: list[Any], rate: float, seconds: float) -> list[float]:
+    """Milliseconds from the time at which each request was due, at exponential distances."""
+    rng, due, calls, ms = np.random.default_rng(0), time.perf_counter(), [], list[float]()
+
+    async def ask(request: Any, due: float) -> None:
+        await stub.Rank(request, timeout=60.0)
+        ms.append(1000 * (time.perf_counter() - due))
+
+    end, at = due + seconds, 0
+    while (due := due + rng.exponential(1 / rate)) < end:
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        calls.append(asyncio.create_task(ask(requests[at % len(requests)], due)))
+        at += 1
+    await asyncio.gather(*calls)
+    return ms
+
+
+def bare(root: str) -> None:
+    """Median ms of the parts that nobody can do without, on the server's core: reading records, the forward pass; and
+    of Feast's own read of the same values."""
+    os.sched_setaffinity(0, {SERVER_CORE})
+    import torch
+
+    from feature_repo import columns
+    from feature_repo.store import open_store
+    from feature_repo.workspace import Workspace
+    from serving import wire
+    from serving.features import FeatureReader
+    from serving.v1 import recommender_pb2 as pb
+    from trainers import bundle as bundles
+    from trainers.batch import Batch
+
+    torch.set_num_threads(1)
+    workspace = Workspace(Path(root))
+    loaded = bundles.load(workspace.bundles / "reference")
+    store = open_store(workspace)
+    reader = FeatureReader(store, loaded)
+    found = {}
+    for size in SIZES:
+        lines = (workspace.root / f"requests-{size}").read_text().splitlines()
+        asked = wire.rank_request(pb.RankRequest.FromString(bytes.fromhex(lines[0])))
+        context = reader.read_context(asked.context, asked.context.time_us or 0)
+        batch = Batch.from_arrow(reader.read_pois(context, asked.poi_ids).rows, loaded.encoding)
+        references = [name for name in loaded.manifest.features if not name.startswith("scene:")]
+        n = len(asked.poi_ids)
+        entities = {
+            columns.USER_ID: [asked.context.user_id] * n,
+            columns.SCENARIO_ID: [asked.context.scenario_id] * n,
+            columns.POI_ID: list(asked.poi_ids),
+            columns.CATEGORY_KEY: ["restaurant"] * n,
+            columns.DAYPART_KEY: ["lunch"] * n,
+        }
+
+        def forward(batch: Any = batch) -> Any:
+            with torch.inference_mode():
+                return loaded.ranker(batch).p_order_B
+
+        def feast(entities: Any = entities, references: Any = references) -> Any:
+            return store.get_online_features(features=references, entity_rows=entities).to_dict()
+
+        found[str(size)] = {
+            "read": median_ms(bare_read(store, loaded, asked)),
+            "forward": median_ms(forward),
+            "feast": median_ms(feast, 7),
+        }
+    print(json.dumps(found))
+
+
+def bare_read(store: Any, loaded: Any, asked: Any) -> Callable[[], Any]:
+    """A SELECT for every view that the bundle reads, keys made before, and the numbers of its records as an array."""
+    from feature_repo import columns
+    from feature_repo.stores.packed_sqlite import _table
+
+    packed, config = store._get_provider().online_store, store.config
+    ids = {columns.USER_ID: [asked.context.user_id], columns.SCENARIO_ID: [asked.context.scenario_id]}
+    ids |= {columns.POI_ID: list(asked.poi_ids), columns.CATEGORY_KEY: ["restaurant"], columns.DAYPART_KEY: ["lunch"]}
+    views = dict.fromkeys(name.split(":")[0] for name in loaded.manifest.features)
+    plans = [packed.prepare(config, store.get_feature_view(name)) for name in views if name != "scene"]
+    wanted = [(_table(config, plan.table), plan.keys.of({key: ids[key] for key in plan.keys.types})) for plan in plans]
+    db = packed._connection(config)
+
+    def read() -> list[np.ndarray]:
+        arrays = []
+        for table, keys in wanted:
+            marks = ",".join("?" * len(keys))
+            records = [r for (r,) in db.execute(f"SELECT record FROM {table} WHERE key IN ({marks})", keys)]
+            arrays.append(np.frombuffer(b"".join(record[:24] for record in records), dtype="<i8"))
+        return arrays
+
+    return read
+
+
+def median_ms(call: Callable[[], Any], times: int = 60) -> float:
+    call()
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        call()
+        taken.append(1000 * (time.perf_counter() - started))
+    return statistics.median(taken)
+
+
+def prepare(root: str) -> None:
+    """A city with random vectors and a bundle of random weights, and requests to ask it."""
+    import torch
+
+    from feature_repo import aggregates, columns, scenes
+    from feature_repo.datasets.city import CityConfig, build
+    from feature_repo.store import apply
+    from feature_repo.workspace import activate
+    from trainers import bundle as bundles
+    from trainers import recipes, training_set
+    from trainers.bundle import Bundle, Manifest
+    from trainers.encoding import Encoding
+    from trainers.knowledge import load_matrix
+
+    workspace = activate(Path(root))
+    city = CityConfig(users=400, pois=1500, days=21, requests_per_user_day=0.5)
+    dataset = build(city)
+    dataset = replace(dataset, schema=replace(dataset.schema, window_days=(28,)))
+    dataset.write(workspace.sources)
+    aggregates.build(workspace)
+    for space in columns.SPACES:
+        write_vectors(workspace, space)
+    store = apply(workspace)
+    split = dataset.schema.split
+    store.materialize(start_date=city.at_day(0).replace(year=2011), end_date=split.test)
+    from feature_repo import services
+
+    service, recipe = services.llm4msr, recipes.larr_llm4msr("reference")
+    assert service is not None
+    pull = training_set.Pull(service=service.name, start=city.at_day(0), end=split.valid)
+    table = training_set.read(training_set.backfill(workspace, store, pull), city.at_day(0), split.valid)
+    references = services.feature_references(service)
+    encoding = Encoding.fit(training_set.narrow(table, references), dataset.schema)
+    matrices = {s: load_matrix(workspace.knowledge / f"{s}.parquet") for s in bundles.spaces_of(recipe.model)}
+    torch.manual_seed(0)
+    manifest = Manifest(
+        model=recipe.name,
+        service=service.name,
+        features=references,
+        scene_fingerprints={f.name: f.fingerprint() for f in scenes.features_of(dataset.schema)},
+        knowledge_versions={space: matrix.version for space, matrix in matrices.items()},
+        dataset=dataset.schema.dataset,
+        trained_until=split.valid,
+        seed=0,
+        recipe=recipe,
+        metrics={},
+        runtime={},
+    )
+    ranker = bundles.build_ranker(recipe.model, encoding, matrices)
+    Bundle.of(manifest, encoding, dataset.schema, ranker, matrices).save(workspace.bundles / "reference")
+    write_requests(workspace, split.test)
+
+
+def write_vectors(workspace: Any, space: str) -> None:
+    """Random knowledge: of every text of a space, or of every user and scenario."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from feature_repo import columns
+    from trainers.language.texts import collect
+
+    if space in columns.KNOWLEDGE:
+        texts = collect(workspace, space)
+    else:
+        key = columns.PROMPTED[space]
+        source = pq.read_table(workspace.source("users" if key == columns.USER_ID else "scenarios"))
+        texts = source.select([key, columns.EVENT_TIMESTAMP, columns.CREATED_TIMESTAMP])
+        for field in (columns.TEXT, columns.WORDS, columns.TOLD):
+            texts = texts.append_column(columns.knowledge(space, field), pa.array([""] * len(texts)))
+    n = len(texts)
+    vectors = np.random.default_rng(0).normal(size=(n, WIDTH)).astype(np.float32)
+    for field, values in (
+        (columns.ROW, pa.array(np.arange(1, n + 1))),
+        (columns.VERSION, pa.array(["v"] * n)),
+        (columns.TEXT_HASH, pa.array(["h"] * n)),
+        (columns.VECTOR, pa.array(list(vectors))),
+    ):
+        texts = texts.append_column(columns.knowledge(space, field), values)
+    workspace.knowledge.mkdir(exist_ok=True)
+    pq.write_table(texts, workspace.knowledge / f"{space}.parquet")
+
+
+def write_requests(workspace: Any, moment: Any) -> None:
+    """Requests of each size, one a line: users, scenarios and places of the log at random, in rain and in sun."""
+    import pyarrow.parquet as pq
+
+    from feature_repo import columns
+    from serving.client import Asker
+    from serving.v1 import recommender_pb2 as pb
+
+    def ids(name: str, key: str) -> list[str]:
+        known = pq.read_table(workspace.source(name), filters=[(columns.EVENT_TIMESTAMP, "<=", moment)])
+        return list(dict.fromkeys(known[key].to_pylist()))
+
+    users, pois = ids("users", columns.USER_ID), ids("pois", columns.POI_ID)
+    scenarios, rng = ids("scenarios", columns.SCENARIO_ID), np.random.default_rng(0)
+    for size in SIZES:
+        lines = []
+        for _ in range(200):
+            asker = Asker(
+                user_id=str(rng.choice(users)),
+                scenario_id=str(rng.choice(scenarios)),
+                time=moment,
+                place=(60.17, 24.94),
+                scene={"weather": str(rng.choice(["rain", "sun"])), "temperature": 7.0},
+            )
+            chosen = [str(poi) for poi in rng.choice(pois, size, replace=False)]
+            message = pb.RankRequest(context=asker.message(), poi_ids=chosen)
+            lines.append(message.SerializeToString().hex())
+        (workspace.root / f"requests-{size}").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
