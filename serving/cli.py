@@ -18,15 +18,19 @@ from feature_repo.datasets.choose import DatasetName, Options, choose
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import DEFAULT, Workspace, activate
 from serving import cli_language, cli_store
+from serving.logs import LogFormat, LogLevel
 from serving.options import (
     AddressOption,
     FromOption,
     LanguageModelOption,
     LimitOption,
+    LogFormatOption,
+    LogLevelOption,
     ModelOption,
     ScenarioOption,
     SceneOption,
     SizeOption,
+    TraceOption,
     UserOption,
     UsersOption,
     WorkspaceOption,
@@ -278,14 +282,15 @@ def serve(
     served_share: Annotated[
         float, typer.Option(help="Of the answers whose values are kept in WORKSPACE/served, for prove.")
     ] = 0.0,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_level: LogLevelOption = LogLevel.INFO,
+    trace: TraceOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Answer Rank and Recommend over gRPC until SIGTERM."""
-    import logging
+    from serving import auth, logs, server, tracing
 
-    from serving import auth, server
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(log_format, log_level)
     with explained():
         if (certificate is None) != (key is None):
             raise ValueError("TLS needs both --certificate and --key")
@@ -297,6 +302,7 @@ def serve(
             tls=auth.Tls(certificate=certificate, key=key) if certificate and key else None,
             token=auth.read_token(token_file),
             metrics_port=metrics_port,
+            observers=(tracing.exported(),) if trace else (),
         )
         found = target.index if target.index.exists() else None
         host = address.rsplit(":", 1)[0]

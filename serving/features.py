@@ -16,6 +16,7 @@ from feast import FeatureStore
 from feature_repo import columns, scenes
 from feature_repo.datasets.schema import Schema
 from feature_repo.store import view_of
+from serving.observe import stage
 from serving.online import Read, ServiceMismatch, ValueStatus, View, ViewReading, fetch, open_view
 from serving.request import RequestContext
 from trainers.bundle import Bundle
@@ -100,6 +101,7 @@ class FeatureReader:
         found = [*self._context_views, *self._derived_views, *self._poi_views, *scene]
         return tuple(dict.fromkeys(view.name for view in found))
 
+    @stage("read")
     def read_context(self, context: RequestContext, time_us: int) -> ContextReading:
         """The user's, scenario's and scene's columns, one row, as of `time_us`."""
         keys = {columns.USER_ID: [context.user_id], columns.SCENARIO_ID: [context.scenario_id]}
@@ -129,6 +131,7 @@ class FeatureReader:
             views=tuple(read.summary() for read in [*reads, *scene_reads]),
         )
 
+    @stage("read")
     def read_pois(self, context: ContextReading, poi_ids: Sequence[str]) -> Reading:
         """The context's row beside the columns of n POIs."""
         n = len(poi_ids)

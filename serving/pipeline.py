@@ -125,6 +125,12 @@ class Pipeline:
         )
         return self._ordered(context, request, found.poi_ids, request.limit or DEFAULT_LIMIT)
 
+    def ask_store(self) -> bool:
+        """One small read of the online store, of a user that nobody is; raises what the store raises."""
+        nobody = RequestContext(user_id="-", scenario_id=self._rules.scenarios[0])
+        self._reader.read_context(nobody, time.time_ns() // 1000)
+        return True
+
     def close(self) -> None:
         """Write what is to be kept of the last answers."""
         if self._served is not None:

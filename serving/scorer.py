@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from serving.observe import stage
 from trainers.batch import Batch
 from trainers.bundle import Bundle
 
@@ -27,6 +28,7 @@ class Scorer:
         self.bundle = bundle
         bundle.ranker.eval()
 
+    @stage("score")
     def score(self, table: pa.Table) -> Probabilities:
         """Score n rows of an online read (or of a pull: the columns are the same)."""
         batch = Batch.from_arrow(table, self.bundle.encoding)

@@ -11,10 +11,9 @@ import queue
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,17 +28,19 @@ from grpc_status import rpc_status
 
 from feature_repo.store import open_store, view_of
 from feature_repo.workspace import Workspace
-from serving import certificate, wire
+from serving import certificate, logs, observe, wire
 from serving.admission import Admission, Expired, Gone, Overloaded
 from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, require_loopback
+from serving.dependencies import INTERVAL_S, Dependencies
 from serving.features import FeatureReader
 from serving.feedback import FeedbackBusy, FeedbackLog
 from serving.feedback_streams import Stopping, Streams, TooManyStreams
 from serving.feedback_tables import FeedbackUnavailable, url_of
-from serving.metrics import Metrics, MetricsInterceptor
+from serving.metrics import Metrics
+from serving.observe import Observer, ObservingInterceptor
 from serving.online import ServiceMismatch
-from serving.pipeline import NoIndex, Pipeline
+from serving.pipeline import NoIndex, Pipeline, Ranking
 from serving.request import InvalidRequest
 from serving.retriever import Retriever
 from serving.scorer import Scorer
@@ -68,6 +69,8 @@ class ServerOptions:
         max_message_bytes: larger requests are refused; 1,000 ids of the longest allowed kind fit.
         grace_seconds: how long a stop waits for answers under way.
         metrics_port: where `/metrics` is served over HTTP, on 127.0.0.1; None: nowhere.
+        observers: told of every request, beside the metrics and the log.
+        ask_seconds: between questions whether the store and the feedback database are there.
     """
 
     address: str = "127.0.0.1:0"
@@ -78,6 +81,8 @@ class ServerOptions:
     tls: Tls | None = None
     token: str | None = None
     metrics_port: int | None = None
+    observers: tuple[Observer, ...] = ()
+    ask_seconds: float = INTERVAL_S
 
 
 class NoFeedback(RuntimeError):
@@ -107,25 +112,30 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
     def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
         def answer() -> pb.RankResponse:
             ranking = self._pipeline.rank(wire.rank_request(request))
-            self._metrics.read(ranking.views)
-            return pb.RankResponse(ranking=wire.ranking(ranking, self._model, request.include_details))
+            return pb.RankResponse(ranking=self._encoded(ranking, request))
 
         return _guarded(partial(self._admitted, answer, context), context)
 
     def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:
         def answer() -> pb.RecommendResponse:
             ranking = self._pipeline.recommend(wire.recommend_request(request))
-            self._metrics.read(ranking.views)
             return pb.RecommendResponse(
-                ranking=wire.ranking(ranking, self._model, request.include_details),
-                index_version=self._pipeline.index_version,
+                ranking=self._encoded(ranking, request), index_version=self._pipeline.index_version
             )
 
         return _guarded(partial(self._admitted, answer, context), context)
 
     def _admitted(self, answer: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:
-        with self._admission.entered(_remaining_s(context), context.add_callback):
+        with ExitStack() as seat:
+            with observe.stage("queue"):
+                seat.enter_context(self._admission.entered(_remaining_s(context), context.add_callback))
             return answer()
+
+    def _encoded(self, ranking: Ranking, request: pb.RankRequest | pb.RecommendRequest) -> pb.Ranking:
+        self._metrics.read(ranking.views, ranking.time_us)
+        self._metrics.scored(request.context.scenario_id, ranking.p_click, ranking.p_order)
+        with observe.stage("encode"):
+            return wire.ranking(ranking, self._model, request.include_details)
 
     def RecordFeedback(
         self, request: pb.RecordFeedbackRequest, context: grpc.ServicerContext
@@ -178,7 +188,7 @@ def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Ans
     except (FeedbackUnavailable, Stopping) as error:
         context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
     except Exception:
-        error_id = uuid.uuid4().hex
+        error_id = observe.request_id()
         log.exception("request failed, error id %s", error_id)
         context.abort(grpc.StatusCode.INTERNAL, f"internal error {error_id}")
     raise AssertionError("abort returned")
@@ -192,6 +202,7 @@ class RunningServer:
     health: health.HealthServicer
     admission: Admission
     streams: Streams
+    dependencies: Dependencies
     port: int
     metrics_port: int | None
     grace_seconds: float
@@ -199,6 +210,7 @@ class RunningServer:
     def stop(self) -> bool:
         """Say NOT_SERVING, take no new calls, wait for those under way; whether none of them hangs."""
         end = time.monotonic() + self.grace_seconds
+        self.dependencies.stop()
         self.health.enter_graceful_shutdown()
         self.streams.stop()
         self.server.stop(self.grace_seconds).wait()
@@ -216,7 +228,10 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
     if options.tls is None:
         require_loopback(options.address)
     metrics = Metrics()
-    interceptors: list[grpc.ServerInterceptor] = [MetricsInterceptor(metrics)]
+    metrics.serves(pipeline.bundle.manifest.model, pipeline.bundle.manifest.version)
+    interceptors: list[grpc.ServerInterceptor] = [
+        ObservingInterceptor((metrics.answered, logs.write, *options.observers))
+    ]
     if options.token is not None:
         interceptors.append(TokenInterceptor(options.token))
     streams = Streams(most_streams := max(1, options.workers // 2))
@@ -246,7 +261,18 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
     server.start()
     for name in ("", SERVICE):
         life.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(server, life, admission, streams, port, metrics_port, options.grace_seconds)
+    asked = Dependencies(life, _questions(pipeline, feedback), metrics.found, interval_s=options.ask_seconds)
+    return RunningServer(server, life, admission, streams, asked, port, metrics_port, options.grace_seconds)
+
+
+def _questions(pipeline: Pipeline, feedback: FeedbackLog | None) -> dict[str, Callable[[], bool]]:
+    """Of each dependency, whether it is there; what the server does without has none."""
+    questions: dict[str, Callable[[], bool]] = {"store": pipeline.ask_store}
+    if feedback is not None:
+        questions["feedback"] = lambda: feedback.available
+    if pipeline.retriever is not None:
+        questions["index"] = lambda: True  # in memory
+    return questions
 
 
 def open_pipeline(
