@@ -71,7 +71,7 @@ def write(answered: Answered) -> None:
         return
     ms = {name: round(1000 * seconds, 2) for name, seconds in answered.stage_seconds().items()}
     fields = {
-        "request_id": answered.request_id,
+        "request": answered.request_id,
         "method": answered.method,
         "code": answered.code,
         "ms": round(1000 * answered.seconds, 2),

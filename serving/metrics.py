@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 from serving import observe
 from serving.admission import Admission
+from serving.calibration import Came
 from serving.observe import Answered
 from serving.online import ViewReading
 
@@ -50,6 +51,9 @@ class Metrics:
         self._values = self._counter("values", "Stored values asked for, by view and status.", "view", "status")
         self._degraded = self._counter("degraded", "Answers that made do with less.", "level", "reason")
         self._feedback = self._counter("feedback_events", "Feedback events stored, by novelty.", "novelty")
+        self._shown = self._counter("calibration_shown", "Places shown, of a sample of answers.", "scenario")
+        self._expected = self._counter("calibration_expected_clicks", "Clicks expected of them.", "scenario")
+        self._clicked = self._counter("calibration_clicks", "Clicks that came of them.", "scenario")
         self._bundle = Info("scenerank_bundle", "The bundle that answers.", registry=self.registry)
         self._there = Gauge(
             "scenerank_dependency_up", "Whether a dependency answers.", ("dependency",), registry=self.registry
@@ -86,6 +90,12 @@ class Metrics:
         """An answer made do with less than all: how far down, and why, each one of few words."""
         self._degraded.labels(level, reason).inc()
         observe.note("degraded", f"{level}: {reason}")
+
+    def came(self, came: Came) -> None:
+        """What became of an answer of the sample."""
+        self._shown.labels(came.scenario).inc(came.shown)
+        self._expected.labels(came.scenario).inc(came.expected)
+        self._clicked.labels(came.scenario).inc(came.clicked)
 
     def serves(self, model: str, version: str) -> None:
         """Which bundle answers from now on."""

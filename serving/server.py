@@ -32,6 +32,7 @@ from serving import certificate, logs, observe, wire
 from serving.admission import Admission, Expired, Gone, Overloaded
 from serving.attribution import Signer, key_of
 from serving.auth import Tls, TokenInterceptor, require_loopback
+from serving.calibration import Calibration
 from serving.dependencies import INTERVAL_S, Dependencies
 from serving.features import FeatureReader
 from serving.feedback import FeedbackBusy, FeedbackLog
@@ -96,16 +97,24 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         admission: of rankings; feedback has a queue of its own.
         feedback: None where none is kept.
         streams: of feedback.
+        calibration: None where there is no feedback.
     """
 
     def __init__(
-        self, pipeline: Pipeline, metrics: Metrics, admission: Admission, feedback: FeedbackLog | None, streams: Streams
+        self,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        admission: Admission,
+        feedback: FeedbackLog | None,
+        streams: Streams,
+        calibration: Calibration | None,
     ) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
         self._admission = admission
         self._feedback = feedback
         self._streams = streams
+        self._calibration = calibration
         self._recording = threading.BoundedSemaphore(FEEDBACK_CALLS)
         self._model = wire.model_info(pipeline.bundle.manifest, pipeline.proven)
 
@@ -134,6 +143,8 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
     def _encoded(self, ranking: Ranking, request: pb.RankRequest | pb.RecommendRequest) -> pb.Ranking:
         self._metrics.read(ranking.views, ranking.time_us)
         self._metrics.scored(request.context.scenario_id, ranking.p_click, ranking.p_order)
+        if self._calibration is not None:
+            self._calibration.answered(request.context.scenario_id, ranking)
         with observe.stage("encode"):
             return wire.ranking(ranking, self._model, request.include_details)
 
@@ -203,6 +214,7 @@ class RunningServer:
     admission: Admission
     streams: Streams
     dependencies: Dependencies
+    calibration: Calibration | None
     port: int
     metrics_port: int | None
     grace_seconds: float
@@ -211,6 +223,8 @@ class RunningServer:
         """Say NOT_SERVING, take no new calls, wait for those under way; whether none of them hangs."""
         end = time.monotonic() + self.grace_seconds
         self.dependencies.stop()
+        if self.calibration is not None:
+            self.calibration.stop()
         self.health.enter_graceful_shutdown()
         self.streams.stop()
         self.server.stop(self.grace_seconds).wait()
@@ -248,7 +262,8 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
     )
     admission = Admission(options.workers, options.waiting)
     metrics.follow(admission)
-    servicer = RecommenderServicer(pipeline, metrics, admission, feedback, streams)
+    calibration = None if feedback is None else Calibration(pipeline.signer, feedback.outcomes, metrics.came)
+    servicer = RecommenderServicer(pipeline, metrics, admission, feedback, streams, calibration)
     pb_grpc.add_RecommenderServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     life = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(life, server)
@@ -262,7 +277,9 @@ def create_server(pipeline: Pipeline, options: ServerOptions, feedback: Feedback
     for name in ("", SERVICE):
         life.set(name, health_pb2.HealthCheckResponse.SERVING)
     asked = Dependencies(life, _questions(pipeline, feedback), metrics.found, interval_s=options.ask_seconds)
-    return RunningServer(server, life, admission, streams, asked, port, metrics_port, options.grace_seconds)
+    return RunningServer(
+        server, life, admission, streams, asked, calibration, port, metrics_port, options.grace_seconds
+    )
 
 
 def _questions(pipeline: Pipeline, feedback: FeedbackLog | None) -> dict[str, Callable[[], bool]]:

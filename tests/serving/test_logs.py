@@ -57,10 +57,10 @@ def test_a_fault_has_a_line_with_its_id_and_others_at_debug_only(lines, pipeline
     requests = [line for line in said if line["logger"] == "serving.requests"]
     assert [line["code"] for line in requests] == (["OK", "INTERNAL"] if level == logging.DEBUG else ["INTERNAL"])
     fault = requests[-1]
-    assert told == f"internal error {fault['request_id']}" and fault["level"] == "ERROR"
+    assert told == f"internal error {fault['request']}" and fault["level"] == "ERROR"
     assert fault["ms"] >= sum(fault["stages"].values()) > 0 and set(fault["stages"]) == {"queue", "read"}
     (cause,) = [line for line in said if "exception" in line]
-    assert cause["exception"] == "KeyError" and fault["request_id"] in cause["message"]
+    assert cause["exception"] == "KeyError" and fault["request"] in cause["message"]
     assert any("test_logs.py" in place for place in cause["at"])
     for secret in (asker.user_id, TOKEN, *poi_ids[:3]):
         assert f'"{secret}"' not in written.getvalue() and f"'{secret}'" not in written.getvalue()
