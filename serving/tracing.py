@@ -6,6 +6,7 @@ OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPL
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -62,13 +63,12 @@ def exported() -> Traces:
     """Spans sent over OTLP. Raises NoTracing where the extra is not installed."""
     try:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise NoTracing(f"traces need another library ({error.name}): pip install 'scenerank[trace]'") from error
-    # What the environment says of the resource comes before this name. What was not sent yet is sent at exit.
-    provider = TracerProvider(resource=Resource({"service.name": NAME}).merge(Resource.create()))
+    os.environ.setdefault("OTEL_SERVICE_NAME", NAME)
+    provider = TracerProvider()  # sends what was not sent yet at exit
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Traces(provider)
 
