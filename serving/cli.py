@@ -17,11 +17,15 @@ from feature_repo.datasets.choose import DatasetName, Options, choose
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import DEFAULT, Workspace, activate
 from serving import cli_admin, cli_ask, cli_language, cli_store
+from serving.logs import LogFormat, LogLevel
 from serving.options import (
     FromOption,
     LanguageModelOption,
+    LogFormatOption,
+    LogLevelOption,
     ModelOption,
     SizeOption,
+    TraceOption,
     UsersOption,
     WorkspaceOption,
     explained,
@@ -283,14 +287,15 @@ def serve(
     explore: Annotated[
         float, typer.Option(min=0.0, help="Draw orders from the scores, with this temperature in logits; 0: do not.")
     ] = 0.0,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_level: LogLevelOption = LogLevel.INFO,
+    trace: TraceOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Answer Rank and Recommend over gRPC until SIGTERM."""
-    import logging
+    from serving import auth, logs, server, tracing
 
-    from serving import auth, server
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(log_format, log_level)
     with explained():
         if (certificate is None) != (key is None):
             raise ValueError("TLS needs both --certificate and --key")
@@ -304,6 +309,7 @@ def serve(
             tls=auth.Tls(certificate=certificate, key=key, client_ca=client_ca) if certificate and key else None,
             tokens=auth.tokens_from(token_file),
             metrics_port=metrics_port,
+            observers=(tracing.exported(),) if trace else (),
         )
         found = target.index if target.index.exists() else None
         host = address.rsplit(":", 1)[0]

@@ -16,6 +16,7 @@ from feast import FeatureStore
 from feature_repo import columns, scenes
 from feature_repo.datasets.schema import Schema
 from feature_repo.store import view_of
+from serving.observe import stage
 from serving.online import Read, ServiceMismatch, ValueStatus, View, ViewReading, absent, fetch, open_view
 from serving.poi_cache import PoiCache
 from serving.request import RequestContext
@@ -139,6 +140,7 @@ class FeatureReader:
         if self._pois is not None:
             self._pois.close()
 
+    @stage("read")
     def read_context(
         self, context: RequestContext, time_us: int, *, reach: bool = True, scene: bool = True
     ) -> ContextReading:
@@ -179,6 +181,7 @@ class FeatureReader:
             unread=() if reach else tuple(view.name for view in unread),
         )
 
+    @stage("read")
     def read_pois(self, context: ContextReading, poi_ids: Sequence[str], *, reach: bool = True) -> Reading:
         """The context's row beside the columns of n POIs; `reach` and errors as those of `read_context`."""
         n = len(poi_ids)

@@ -147,6 +147,20 @@ class FeedbackLog:
         except TimeoutError:
             raise FeedbackUnavailable("the events were not stored in time; they may be yet") from None
 
+    def outcomes(self, answer_ids: Sequence[str]) -> dict[str, dict[str, bool]]:
+        """Of each answer that something is known of, the places that were shown, and whether they were clicked.
+
+        Raises:
+            SQLAlchemyError: the database is away.
+        """
+        found: dict[str, dict[str, bool]] = {}
+        asked = select(EVENTS.c.answer_id, EVENTS.c[columns.POI_ID], EVENTS.c.outcome)
+        with self._engine.connect() as db:
+            for answer_id, poi_id, outcome in db.execute(asked.where(EVENTS.c.answer_id.in_(answer_ids))):
+                places = found.setdefault(answer_id, {})
+                places[poi_id] = places.get(poi_id, False) or outcome != Outcome.SHOWN.value
+        return found
+
     def close(self, timeout_s: float = CLOSE_S) -> bool:
         """Write what was brought, then let go of the database; False for one that hangs, with callers that wait."""
         with self._door:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import copy_context
 from typing import TypeVar
 
 from feature_repo.stores.packed import StoreUnavailable
@@ -60,7 +61,7 @@ class StoreGuard:
             self._failed(None)
             raise StoreSlow("all reads from the online store hang")
         within_s = self._patience_s if within_s is None else min(self._patience_s, within_s)
-        reading = self._pool.submit(self._freed, read)
+        reading = self._pool.submit(copy_context().run, self._freed, read)  # stages are of the request under way
         if not wait([reading], max(within_s, 0.0)).done:
             # A caller in a hurry says nothing of the store; one that waited as long as anybody does.
             if within_s >= self._patience_s:

@@ -34,9 +34,15 @@ class _Held:
 
 
 class Live:
-    """The pipeline that answers and the one before it; safe to call from threads."""
+    """The pipeline that answers and the one before it; safe to call from threads.
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    Args:
+        told: is called with whatever pipeline begins to answer.
+    """
+
+    def __init__(self, pipeline: Pipeline, told: Callable[[Pipeline], None] = lambda pipeline: None) -> None:
+        self._told = told
+        told(pipeline)
         self._current = _Held(pipeline)
         self._previous: _Held | None = None
         self._lock = threading.Lock()
@@ -95,6 +101,7 @@ class Live:
             with self._lock:
                 gone, self._previous = self._previous, self._current
                 self._current = _Held(pipeline)
+            self._told(pipeline)
             self._retire(gone)
 
     def roll_back(self) -> None:
@@ -104,6 +111,7 @@ class Live:
                 raise NothingBefore("this server has loaded no other bundle since it started")
             self._current, self._previous = self._previous, self._current
             self._current.since_us = time.time_ns() // 1000
+            self._told(self._current.pipeline)
 
     def close(self) -> bool:
         """Close all that is loaded; whether no read hangs."""

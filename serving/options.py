@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from feature_repo.workspace import DEFAULT, ENVIRONMENT_VARIABLE, Workspace, activate
+from serving.logs import LogFormat, LogLevel
 
 WorkspaceOption = Annotated[
     Path | None, typer.Option("--workspace", "-w", help=f"Folder of one dataset's files [{ENVIRONMENT_VARIABLE}].")
@@ -31,6 +32,11 @@ UserOption = Annotated[str | None, typer.Option(help="User id.")]
 ScenarioOption = Annotated[str | None, typer.Option(help="Scenario id.")]
 SceneOption = Annotated[list[str] | None, typer.Option(help="name=value, such as weather=rain; may be repeated.")]
 LimitOption = Annotated[int, typer.Option(help="Rows to show.")]
+LogFormatOption = Annotated[LogFormat, typer.Option(help="Of what the server says of itself.")]
+LogLevelOption = Annotated[LogLevel, typer.Option(help="debug: a line a request too.")]
+TraceOption = Annotated[
+    bool, typer.Option("--trace", help="Send spans where OTEL_EXPORTER_OTLP_ENDPOINT says; wants the extra `trace`.")
+]
 FromOption = Annotated[Path | None, typer.Option("--from", help="Raw file or folder; a mapping file for `mapping`.")]
 
 

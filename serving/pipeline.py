@@ -172,6 +172,12 @@ class Pipeline:
             )
         return self._ordered(context, request, found.poi_ids, request.limit or DEFAULT_LIMIT, caller, descent)
 
+    def ask_store(self) -> bool:
+        """One small read of the online store, of a user that nobody is; raises what the store raises."""
+        nobody = RequestContext(user_id="-", scenario_id=self._rules.scenarios[0])
+        self._reader.read_context(nobody, time.time_ns() // 1000)
+        return True
+
     def explain(self, request: ExplainRequest) -> Explanation:
         """Which causes moved one POI's score. Raises InvalidRequest, and StoreUnavailable: what is not known moved
         nothing, and an explanation that did not say so would be wrong."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 
 from feature_repo import columns, geo, hours
+from serving.observe import stage
 from trainers.index import FAISS, IndexArtefact, SearchPlan, load
 
 GPU_MAX_RESULTS = 2048  # FAISS' limit on k there
@@ -116,6 +117,7 @@ class Retriever:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @stage("retrieve")
     def retrieve(
         self,
         table: pa.Table,

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from serving.observe import stage
 from trainers.batch import Batch
 from trainers.bundle import Bundle
 from trainers.models.larr import SceneUse
@@ -39,6 +40,7 @@ class Scorer:
         self._scenes: OrderedDict[bytes, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
+    @stage("score")
     def score(self, table: pa.Table | Rows) -> Probabilities:
         """Score n rows of an online read (or of a pull: the columns are the same)."""
         batch = Batch.from_arrow(table, self.bundle.encoding)

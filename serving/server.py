@@ -12,10 +12,9 @@ import queue
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,17 +28,20 @@ from grpc_status import rpc_status
 
 from feature_repo.stores.packed import StoreUnavailable
 from feature_repo.workspace import Workspace
-from serving import wire
+from serving import logs, observe, wire
 from serving.admin import AdminServicer, Load
 from serving.admission import Admission, Expired, Gone, Overloaded
 from serving.auth import Tls, TokenInterceptor, Tokens, require_loopback
+from serving.calibration import Calibration
 from serving.degrade import Caller
+from serving.dependencies import INTERVAL_S, Dependencies
 from serving.feedback import FeedbackBusy, FeedbackLog
 from serving.feedback_streams import Stopping, Streams, TooManyStreams
 from serving.feedback_tables import FeedbackUnavailable, url_of
 from serving.live import Live
 from serving.malformed import MalformedInterceptor
-from serving.metrics import Metrics, MetricsInterceptor
+from serving.metrics import Metrics
+from serving.observe import Observer, ObservingInterceptor
 from serving.opening import open_pipeline
 from serving.pipeline import NoIndex, Pipeline, Ranking
 from serving.request import InvalidRequest, RankRequest, RecommendRequest
@@ -70,6 +72,8 @@ class ServerOptions:
         grace_seconds: how long a stop waits for answers under way.
         tokens: those that are let in, as of now; None: no token is asked.
         metrics_port: where `/metrics` is served over HTTP, on 127.0.0.1; None: nowhere.
+        observers: told of every request, beside the metrics and the log.
+        ask_seconds: between questions whether the store and the feedback database are there.
     """
 
     address: str = "127.0.0.1:0"
@@ -81,6 +85,8 @@ class ServerOptions:
     tls: Tls | None = None
     tokens: Callable[[], Tokens] | None = None
     metrics_port: int | None = None
+    observers: tuple[Observer, ...] = ()
+    ask_seconds: float = INTERVAL_S
 
 
 class NoFeedback(RuntimeError):
@@ -96,6 +102,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         admission: of rankings; feedback has a queue of its own.
         feedback: None where none is kept.
         streams: of feedback.
+        calibration: None where there is no feedback.
     """
 
     def __init__(
@@ -106,6 +113,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         admission: Admission,
         feedback: FeedbackLog | None,
         streams: Streams,
+        calibration: Calibration | None,
     ) -> None:
         self._live = live
         self._admin = admin
@@ -113,6 +121,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         self._admission = admission
         self._feedback = feedback
         self._streams = streams
+        self._calibration = calibration
         self._recording = threading.BoundedSemaphore(FEEDBACK_CALLS)
 
     def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
@@ -120,7 +129,9 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
             asked, started = wire.rank_request(request), time.perf_counter()
             ranking = pipeline.rank(asked, _caller(context))
             self._answered(asked, ranking, started)
-            return pb.RankResponse(ranking=wire.ranking(ranking, wire.model_info(pipeline), request.include_details))
+            with observe.stage("encode"):
+                message = wire.ranking(ranking, wire.model_info(pipeline), request.include_details)
+            return pb.RankResponse(ranking=message)
 
         return _guarded(partial(self._admitted, answer, context), context)
 
@@ -129,31 +140,31 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
             asked, started = wire.recommend_request(request), time.perf_counter()
             ranking = pipeline.recommend(asked, _caller(context))
             self._answered(asked, ranking, started)
-            return pb.RecommendResponse(
-                ranking=wire.ranking(ranking, wire.model_info(pipeline), request.include_details),
-                index_version=pipeline.index_version,
-            )
+            with observe.stage("encode"):
+                message = wire.ranking(ranking, wire.model_info(pipeline), request.include_details)
+            return pb.RecommendResponse(ranking=message, index_version=pipeline.index_version)
 
         return _guarded(partial(self._admitted, answer, context), context)
 
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:
         def answer(pipeline: Pipeline) -> pb.ExplainResponse:
             explanation = pipeline.explain(wire.explain_request(request))
-            self._metrics.read(explanation.views)
+            self._metrics.read(explanation.views, explanation.time_us)
             return pb.ExplainResponse(explanation=wire.explanation(explanation, wire.model_info(pipeline)))
 
         return _guarded(partial(self._admitted, answer, context), context)
 
     def _answered(self, asked: RankRequest | RecommendRequest, ranking: Ranking, started: float) -> None:
-        self._metrics.answer(ranking)
+        self._metrics.answer(ranking, asked.context.scenario_id)
+        if self._calibration is not None and ranking.degradation is None:
+            self._calibration.answered(asked.context.scenario_id, ranking)
         self._admin.answered(asked, ranking, time.perf_counter() - started)
 
     def _admitted(self, answer: Callable[[Pipeline], Answer], context: grpc.ServicerContext) -> Answer:
-        with (
-            self._admission.entered(_remaining_s(context), context.add_callback),
-            self._live.answering() as pipeline,
-        ):
-            return answer(pipeline)
+        with ExitStack() as seat:
+            with observe.stage("queue"):
+                seat.enter_context(self._admission.entered(_remaining_s(context), context.add_callback))
+            return answer(seat.enter_context(self._live.answering()))
 
     def RecordFeedback(
         self, request: pb.RecordFeedbackRequest, context: grpc.ServicerContext
@@ -214,7 +225,7 @@ def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Ans
     except StoreUnavailable:
         context.abort(grpc.StatusCode.UNAVAILABLE, "the online store does not answer")
     except Exception:
-        error_id = uuid.uuid4().hex
+        error_id = observe.request_id()
         log.exception("request failed, error id %s", error_id)
         context.abort(grpc.StatusCode.INTERNAL, f"internal error {error_id}")
     raise AssertionError("abort returned")
@@ -236,6 +247,8 @@ class RunningServer:
     health: health.HealthServicer
     admission: Admission
     streams: Streams
+    dependencies: Dependencies
+    calibration: Calibration | None
     port: int
     metrics_port: int | None
     grace_seconds: float
@@ -243,6 +256,9 @@ class RunningServer:
     def stop(self) -> bool:
         """Say NOT_SERVING, take no new calls, wait for those under way; whether none of them hangs."""
         end = time.monotonic() + self.grace_seconds
+        self.dependencies.stop()
+        if self.calibration is not None:
+            self.calibration.stop()
         self.health.enter_graceful_shutdown()
         self.streams.stop()
         self.server.stop(self.grace_seconds).wait()
@@ -268,7 +284,9 @@ def create_server(
     if options.tls is None:
         require_loopback(options.address)
     metrics = Metrics()
-    interceptors: list[grpc.ServerInterceptor] = [MetricsInterceptor(metrics)]
+    interceptors: list[grpc.ServerInterceptor] = [
+        ObservingInterceptor((metrics.answered, logs.write, *options.observers))
+    ]
     if options.tokens is not None:
         interceptors.append(TokenInterceptor(options.tokens))
     interceptors.append(MalformedInterceptor())
@@ -289,9 +307,10 @@ def create_server(
     )
     admission = Admission(options.workers, options.waiting)
     metrics.follow(admission)
-    live = Live(pipeline)
+    live = Live(pipeline, lambda begun: metrics.serves(begun.bundle.manifest.model, begun.bundle.manifest.version))
     admin = AdminServicer(live, load)
-    servicer = RecommenderServicer(live, admin, metrics, admission, feedback, streams)
+    calibration = None if feedback is None else Calibration(pipeline.signer, feedback.outcomes, metrics.came)
+    servicer = RecommenderServicer(live, admin, metrics, admission, feedback, streams, calibration)
     admin_grpc.add_AdminServiceServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
     pb_grpc.add_RecommenderServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     life = health.HealthServicer()
@@ -305,7 +324,20 @@ def create_server(
     server.start()
     for name in ("", SERVICE):
         life.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return RunningServer(server, live, admin, life, admission, streams, port, metrics_port, options.grace_seconds)
+    asked = Dependencies(life, _questions(live, feedback), metrics.found, interval_s=options.ask_seconds)
+    return RunningServer(
+        server, live, admin, life, admission, streams, asked, calibration, port, metrics_port, options.grace_seconds
+    )
+
+
+def _questions(live: Live, feedback: FeedbackLog | None) -> dict[str, Callable[[], bool]]:
+    """Of each dependency, whether it is there; what the server does without has none."""
+    questions: dict[str, Callable[[], bool]] = {"store": lambda: live.current.ask_store()}
+    if feedback is not None:
+        questions["feedback"] = lambda: feedback.available
+    if live.current.retriever is not None:
+        questions["index"] = lambda: True  # in memory
+    return questions
 
 
 def serve(

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any
+from typing import IO, Any
 
 # Read when torch and transformers are loaded: threads that wait must not starve those that work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -115,7 +115,7 @@ class Project:
                     process.wait(START_SECONDS)
                     log.seek(0)
                     raise AssertionError(f"the server printed {line!r} and then\n{log.read()}")
-                yield Served(found[1], process)
+                yield Served(found[1], process, log)
             finally:
                 process.terminate()
                 process.wait(START_SECONDS)
@@ -123,10 +123,11 @@ class Project:
 
 @dataclass(frozen=True)
 class Served:
-    """A running server process."""
+    """A running server process; `log`: what it says on standard error."""
 
     address: str
     process: subprocess.Popen[str]
+    log: IO[str]
 
 
 @dataclass(frozen=True)

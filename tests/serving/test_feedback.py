@@ -145,6 +145,7 @@ def test_what_waits_when_a_log_is_closed_is_written(url: str) -> None:
 
 def test_a_database_that_is_locked_is_told_and_recovered_from(tmp_path: Path) -> None:
     log = FeedbackLog(f"sqlite:///{tmp_path / 'feedback.db'}", waiting=2, lock_seconds=1.0)
+    log.record(brought("z", 1))  # it has its tables
     other = sqlite3.connect(tmp_path / "feedback.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with ThreadPoolExecutor(12) as pool:
@@ -162,6 +163,7 @@ def test_a_database_that_is_locked_is_told_and_recovered_from(tmp_path: Path) ->
 
 def test_a_database_that_hangs_is_given_up_at_the_end(tmp_path: Path) -> None:
     log = FeedbackLog(f"sqlite:///{tmp_path / 'feedback.db'}", lock_seconds=60.0)
+    log.record(brought("z", 1))  # it has its tables
     other = sqlite3.connect(tmp_path / "feedback.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with ThreadPoolExecutor(1) as pool:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-
 FEW_ROWS = 256  # up to so many, laying the weights side by side costs more than it saves
 
 

@@ -1,0 +1,81 @@
+"""What the server writes of itself: lines for people, or JSON objects, one a line, for what collects them.
+
+A request has a line where it ended in a fault of the server, and at level DEBUG always. No line holds an id of a user
+or a POI, or a token; of an exception, JSON has the kind and the places in the code, as its message may hold anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from serving.observe import Answered
+
+log = logging.getLogger("serving.requests")
+FAULTS = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
+TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class LogFormat(Enum):
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(Enum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as a JSON object: time, level, logger, message, and the record's `fields`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: Mapping[str, object] = getattr(record, "fields", {})
+        said: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **fields,
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            kind, _, trace = record.exc_info
+            said["exception"] = kind.__name__
+            said["at"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)]
+        return json.dumps(said, ensure_ascii=False)
+
+
+def configure(form: LogFormat, level: LogLevel) -> None:
+    """Have this process write its log to standard error, in this form. Other libraries say nothing below INFO."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if form is LogFormat.JSON else logging.Formatter(TEXT))
+    logging.basicConfig(level=max(logging.INFO, level_of(level)), handlers=[handler], force=True)
+    logging.getLogger("serving").setLevel(level_of(level))
+
+
+def level_of(level: LogLevel) -> int:
+    return logging.getLevelNamesMapping()[level.name]
+
+
+def write(answered: Answered) -> None:
+    """The line of one request, if it is to have one."""
+    level = logging.ERROR if answered.code in FAULTS else logging.DEBUG
+    if not log.isEnabledFor(level):
+        return
+    ms = {name: round(1000 * seconds, 2) for name, seconds in answered.stage_seconds().items()}
+    fields = {
+        "request": answered.request_id,
+        "method": answered.method,
+        "code": answered.code,
+        "ms": round(1000 * answered.seconds, 2),
+        "stages": ms,
+        **answered.notes,
+    }
+    log.log(level, "%s %s in %.1f ms", answered.method, answered.code, fields["ms"], extra={"fields": fields})
