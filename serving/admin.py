@@ -113,7 +113,9 @@ def _carried_out(change: Callable[[], None], what: str, context: grpc.ServicerCo
         change()
     except Changing as error:
         context.abort(grpc.StatusCode.ABORTED, str(error))
-    except (BundleError, ServiceMismatch, NothingBefore, OSError) as error:
+    except NothingBefore as error:
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except (BundleError, ServiceMismatch, OSError) as error:
         log.warning("%s refused: %s", what, error)
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     log.info("%s: done", what)

@@ -1,7 +1,8 @@
 """A bound on the time that an answer waits for the online store, and a rest for a store that failed.
 
-Reads run on threads of their own, so a store that hangs holds those and no request. After a failure nobody asks for a
-while; then one request tries, and the first that succeeds ends the rest: recovery needs no restart.
+Reads run on threads of their own, so a store that hangs holds those and no request; those of a store on this machine,
+which waits for nobody, run where they are asked. After a failure nobody asks for a while; then one request tries, and
+the first that succeeds ends the rest: recovery needs no restart.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ class StoreGuard:
         threads: reads at the same time.
         patience_s: the longest that a request waits, where its deadline leaves as much.
         rest_s: how long a store that failed is left alone.
+        is_local: whether reads wait for nobody else, and need no bound.
     """
 
-    def __init__(self, threads: int, patience_s: float = 2.0, rest_s: float = 1.0) -> None:
+    def __init__(self, threads: int, patience_s: float = 2.0, rest_s: float = 1.0, *, is_local: bool = False) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="store")
-        self._patience_s, self._rest_s = patience_s, rest_s
+        self._patience_s, self._rest_s, self._is_local = patience_s, rest_s, is_local
         self._threads, self._reading = threads, 0
         self._lock = threading.Lock()
         self._failed_at: float | None = None  # by the monotonic clock; None: the last read was well
@@ -57,6 +59,21 @@ class StoreGuard:
         """
         if not self._may_ask():
             raise StoreUnavailable("the online store failed a moment ago and is left alone")
+        try:
+            found = read() if self._is_local else self._apart(read, within_s)
+        except StoreSlow:
+            raise
+        except StoreUnavailable as error:
+            self._failed(error)
+            raise
+        except BaseException:
+            self._untried()
+            raise
+        self._answered()
+        return found
+
+    def _apart(self, read: Callable[[], Found], within_s: float | None) -> Found:
+        """The same on a thread of its own."""
         if not self._takes_one():
             self._failed(None)
             raise StoreSlow("all reads from the online store hang")
@@ -69,16 +86,7 @@ class StoreGuard:
             else:
                 self._untried()
             raise StoreSlow(f"the online store takes longer than {1000 * within_s:.0f} ms")
-        try:
-            found = reading.result()
-        except StoreUnavailable as error:
-            self._failed(error)
-            raise
-        except BaseException:
-            self._untried()
-            raise
-        self._answered()
-        return found
+        return reading.result()
 
     def close(self) -> bool:
         """Take no more reads; whether none hangs."""

@@ -108,16 +108,20 @@ def request_id() -> str:
 
 
 class ObservingInterceptor(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
-    """Tells every observer of every unary call, by its final status code."""
+    """Tells every observer of every call, by its final status code; of a stream as a whole."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
 
     def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
         handler = continuation(details)
-        if handler is None or handler.unary_unary is None:
-            return handler
+        if handler is not None and handler.unary_unary is not None:
+            return self._unary(handler, details)
+        if handler is not None and handler.stream_stream is not None:
+            return self._stream(handler, details)
+        return handler
 
+    def _unary(self, handler: Any, details: Any) -> Any:
         def observed(message: object, context: grpc.ServicerContext) -> object:
             request, aborted = _UnderWay(), True
             before = _REQUEST.set(request)
@@ -127,18 +131,37 @@ class ObservingInterceptor(grpc.ServerInterceptor):  # type: ignore[misc] # grpc
                 return answer
             finally:
                 _REQUEST.reset(before)
-                code = context.code() or (grpc.StatusCode.UNKNOWN if aborted else grpc.StatusCode.OK)
-                answered = Answered(
-                    request_id=request.request_id,
-                    method=details.method if details.method in METHODS else OTHER,
-                    code=code.name,
-                    started_ns=request.started_ns,
-                    seconds=time.perf_counter() - request.start,
-                    stages=request.stages,
-                    notes=request.notes,
-                    trace={name: value for name, value in details.invocation_metadata if name in TRACE},
-                )
-                for observer in self._observers:
-                    observer(answered)
+                self._tell(details, context, request, aborted)
 
         return grpc.unary_unary_rpc_method_handler(observed, handler.request_deserializer, handler.response_serializer)
+
+    def _stream(self, handler: Any, details: Any) -> Any:
+        def observed(messages: object, context: grpc.ServicerContext) -> Iterator[object]:
+            # No stages: from one answer to the next a stream changes threads, and with them contexts.
+            request, aborted = _UnderWay(), True
+            try:
+                yield from handler.stream_stream(messages, context)
+                aborted = False
+            finally:
+                self._tell(details, context, request, aborted)
+
+        return grpc.stream_stream_rpc_method_handler(
+            observed, handler.request_deserializer, handler.response_serializer
+        )
+
+    def _tell(self, details: Any, context: grpc.ServicerContext, request: _UnderWay, aborted: bool) -> None:
+        # A call that gRPC or the caller has ended has no code here: what came after that is no fault of ours.
+        failed = grpc.StatusCode.UNKNOWN if context.is_active() else grpc.StatusCode.CANCELLED
+        code = context.code() or (failed if aborted else grpc.StatusCode.OK)
+        answered = Answered(
+            request_id=request.request_id,
+            method=details.method if details.method in METHODS else OTHER,
+            code=code.name,
+            started_ns=request.started_ns,
+            seconds=time.perf_counter() - request.start,
+            stages=request.stages,
+            notes=request.notes,
+            trace={name: value for name, value in details.invocation_metadata if name in TRACE},
+        )
+        for observer in self._observers:
+            observer(answered)

@@ -155,6 +155,12 @@ def fetch(
     return [_of_protobufs(view, values, vectors[next(iter(view.types))], time_us) for view in views]
 
 
+def is_local(store: FeatureStore) -> bool:
+    """Whether reads of this store wait for nobody else."""
+    packed = _packed(store)
+    return packed is not None and packed.is_local
+
+
 def _packed(store: FeatureStore) -> PackedOnlineStore | None:
     online = store._get_provider().online_store  # Feast has no public way to a plug-in
     return online if isinstance(online, PackedOnlineStore) else None

@@ -14,8 +14,9 @@ from serving.attribution import Signer, key_of
 from serving.explain import KnowledgeTexts
 from serving.exploration import Exploration
 from serving.features import FeatureReader
-from serving.online import ServiceMismatch
-from serving.pipeline import Pipeline
+from serving.guard import StoreGuard
+from serving.online import ServiceMismatch, is_local
+from serving.pipeline import READS, Pipeline
 from serving.retriever import Retriever
 from serving.scorer import Scorer
 from serving.served import ServedLog
@@ -63,6 +64,7 @@ def open_pipeline(
         served=served,
         signer=signer,
         exploration=exploration,
+        guard=StoreGuard(READS, is_local=is_local(store)),
         texts=KnowledgeTexts(workspace, loaded.manifest.knowledge_versions),
     )
 

@@ -122,7 +122,7 @@ def _scenes(rows: Rows, encoding: Encoding) -> tuple[np.ndarray, np.ndarray, np.
     matrix_rows = [_matrix_rows(rows, columns.scene_row(name)) for name in names]
     given = max((len(column) for column in ids + matrix_rows), default=len(rows))  # one, where all share their scene
     both = np.concatenate([_beside(ids, given), _beside(matrix_rows, given)], axis=1)
-    distinct, scene_of_row = np.unique(both, axis=0, return_inverse=True)
+    distinct, scene_of_row = (both, np.zeros(1)) if given == 1 else np.unique(both, axis=0, return_inverse=True)
     of_row = np.broadcast_to(scene_of_row.reshape(-1), len(rows)).astype(np.int64)
     return of_row, distinct[:, : len(names)].copy(), distinct[:, len(names) :].copy()
 
@@ -130,6 +130,8 @@ def _scenes(rows: Rows, encoding: Encoding) -> tuple[np.ndarray, np.ndarray, np.
 def _matrix_rows(rows: Rows, name: str) -> np.ndarray:
     if name not in rows.columns:
         return np.zeros(1, dtype=np.int64)
+    if len(rows[name]) == 1:
+        return np.array([rows[name][0].as_py() or 0], dtype=np.int64)
     return pc.fill_null(rows[name].cast(pa.int64()), 0).to_numpy()
 
 

@@ -24,6 +24,7 @@ from feature_repo.scenes import EVENT_TIME_US, features_of
 from trainers.plain import from_plain
 from trainers.rows import Rows
 
+FEW = 4
 UNKNOWN = 0  # the id of a value that is missing or was not seen in training
 # The numbers made of one owner's counts in one window.
 COUNT_NUMBERS = ("log_impressions", "log_clicks", "click_rate", "order_rate")
@@ -45,10 +46,18 @@ class Vocabulary:
         """The number of ids, the unknown one included."""
         return len(self.values) + 1
 
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        return {value: at for at, value in enumerate(self.values, start=1)}
+
     def ids(self, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Ids, int64 (n,), of n strings or nulls."""
-        found = pc.index_in(values.cast(pa.string()), value_set=self._value_set)
-        return pc.add(pc.fill_null(found.cast(pa.int64()), -1), 1).to_numpy(zero_copy_only=False)
+        if (
+            len(values) <= FEW and values.type == pa.string()
+        ):  # what the rows of a request share: not worth Arrow's calls
+            return np.array([self._id_of.get(value, UNKNOWN) for value in values.to_pylist()], dtype=np.int64)
+        found = pc.fill_null(pc.index_in(values.cast(pa.string()), value_set=self._value_set), -1)
+        return found.to_numpy().astype(np.int64) + 1
 
     @staticmethod
     def fit(values: pa.ChunkedArray, minimum_count: int = 1) -> Vocabulary:

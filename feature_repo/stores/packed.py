@@ -85,7 +85,13 @@ class Columns:
 
 
 class PackedOnlineStore(OnlineStore):
-    """All that does not depend on where records lie."""
+    """All that does not depend on where records lie.
+
+    Attributes:
+        is_local: whether records lie on this machine, so that no read waits for anybody else's.
+    """
+
+    is_local = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -40,6 +40,8 @@ class PackedSqliteOnlineStoreConfig(PackedConfig):
 class PackedSqliteOnlineStore(PackedOnlineStore):
     """Records in SQLite; a connection a thread."""
 
+    is_local = True
+
     def __init__(self) -> None:
         super().__init__()
         self._own = threading.local()

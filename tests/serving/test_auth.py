@@ -167,6 +167,7 @@ def _never():
 CALLS: dict[str, Callable] = {
     "Rank": lambda stub, **how: stub.Rank(pb.RankRequest(), **how),
     "Recommend": lambda stub, **how: stub.Recommend(pb.RecommendRequest(), **how),
+    "Explain": lambda stub, **how: stub.Explain(pb.ExplainRequest(), **how),
     "RecordFeedback": lambda stub, **how: stub.RecordFeedback(pb.RecordFeedbackRequest(), **how),
     "RecordFeedbackStream": lambda stub, **how: next(
         stub.RecordFeedbackStream(iter([pb.RecordFeedbackRequest()]), **how)

@@ -42,6 +42,8 @@ def ranking_of(p_click: list[float]) -> Ranking:
         views=(),
         time_us=1,
         token=SIGNER.token("b", "city", context),
+        degradation=None,
+        propensities=empty,
     )
 
 

@@ -80,7 +80,7 @@ def test_a_database_that_comes_later_gets_its_tables_and_is_used(database, caplo
     log.close()
     assert stored(database.url) == ["a/0", "a/1", "a/2"]
     # Once each, however often it was asked.
-    assert [record.levelno for record in caplog.records if "database" in record.message] == [logging.WARNING] * 2
+    assert [record.levelno for record in caplog.records if record.name == "serving.feedback"] == [logging.WARNING] * 2
 
 
 def test_a_database_that_stops_and_comes_again_is_used_again(database) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, select, text
 
 from serving.feedback import FeedbackLog, Recorded
 from serving.feedback_tables import ANSWERS, EVENTS, make_tables, opened
@@ -26,6 +26,7 @@ FIRST = (
     "INSERT INTO feedback_events VALUES ('a/0', 'a', 'p0', 'shown', 0, 20, 30)",
     "INSERT INTO feedback_events VALUES ('x', 'a', 'p1', 'ordered', NULL, 21, 31)",
 )
+COLUMNS = ("answer_id", "event_id", "poi_id", "outcome", "position", "time_us", "received_us")
 KEPT = [("a", "a/0", "p0", "shown", 0, 20, 30), ("a", "x", "p1", "ordered", None, 21, 31)]
 
 
@@ -42,7 +43,8 @@ def first(url: str) -> str:
 
 def events(engine: Engine) -> list[tuple[object, ...]]:
     with engine.connect() as db:
-        return [tuple(row) for row in db.execute(EVENTS.select().order_by(EVENTS.c.answer_id, EVENTS.c.event_id))]
+        ordered = select(*(EVENTS.c[name] for name in COLUMNS)).order_by(EVENTS.c.answer_id, EVENTS.c.event_id)
+        return [tuple(row) for row in db.execute(ordered)]
 
 
 def test_what_the_first_version_stored_is_kept_and_counts_once(first: str) -> None:
@@ -51,6 +53,7 @@ def test_what_the_first_version_stored_is_kept_and_counts_once(first: str) -> No
     assert inspect(engine).get_pk_constraint(EVENTS.name)["constrained_columns"] == ["answer_id", "event_id"]
     with engine.connect() as db:
         assert db.execute(ANSWERS.select()).mappings().one()["dataset"] is None
+        assert db.execute(select(EVENTS.c.propensity)).scalars().all() == [None, None]
     assert sorted(inspect(engine).get_table_names()) == ["answers", "feedback_events"]
     make_tables(engine)  # again, as at every start
     assert events(engine) == KEPT

@@ -42,7 +42,7 @@ OTHERS = {
 STREAMS = ("RecordFeedbackStream", "ServerReflectionInfo", "Watch")
 METHODS = [*(f"/{SERVICE}/{method.name}" for method in OURS.methods), *OTHERS]
 FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE}
-# Inputs of each method: in every run, and at full size. Over seven methods that makes 136,500.
+# Inputs of each method: in every run, and at full size. Over eight methods that makes 156,000.
 STRUCTURED, BYTES = (150, 1_500), (400, 18_000)
 
 
@@ -109,6 +109,7 @@ def target(pipeline, moment, poi_ids, tmp_path_factory) -> Iterator[Target]:
         valid = {
             "Rank": pb.RankRequest(context=context, poi_ids=poi_ids[:3]),
             "Recommend": pb.RecommendRequest(context=context, radius_km=3.0, only_open=True, limit=5),
+            "Explain": pb.ExplainRequest(context=context, poi_id=poi_ids[0], limit=5),
             "RecordFeedback": feedback,
             "RecordFeedbackStream": feedback,
         }

@@ -95,3 +95,13 @@ def test_reads_that_hang_never_take_more_threads_than_there_are(hanging):
     with pytest.raises(StoreSlow, match="all reads"):
         guard.ask(lambda: 1)
     assert not guard.is_open
+
+
+def test_a_store_on_this_machine_is_read_where_it_is_asked_and_rests_as_any_other():
+    guard = StoreGuard(2, rest_s=60.0, is_local=True)
+    assert guard.ask(threading.current_thread, within_s=0.0) is threading.current_thread()
+    with pytest.raises(StoreUnavailable):
+        guard.ask(refuse)
+    with pytest.raises(StoreUnavailable, match="left alone"):
+        guard.ask(lambda: 1)
+    assert guard.close()

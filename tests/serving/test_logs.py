@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from serving import logs
+from serving.auth import Tokens
 from serving.client import Access, Recommender
 from serving.pipeline import Pipeline
 from serving.scorer import Scorer
@@ -46,7 +47,7 @@ def test_a_fault_has_a_line_with_its_id_and_others_at_debug_only(lines, pipeline
     broken = Pipeline(pipeline._reader, Broken(pipeline.bundle))
     access = Access(token=TOKEN)
     for ranker in (pipeline, broken):
-        server = create_server(ranker, ServerOptions(token=TOKEN))
+        server = create_server(ranker, ServerOptions(tokens=lambda: Tokens.one(TOKEN, "test")))
         with Recommender(f"127.0.0.1:{server.port}", access) as client:
             try:
                 client.rank(asker, poi_ids[:3])

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.auth import Tokens
 from serving.client import Wish
 from serving.metrics import Metrics
 from serving.server import ServerOptions, create_server
@@ -105,7 +106,7 @@ def test_servers_of_one_process_count_apart() -> None:
 
 
 def test_names_that_a_caller_makes_up_are_one_label(pipeline) -> None:
-    server = create_server(pipeline, ServerOptions(metrics_port=0, token="secret" * 4))
+    server = create_server(pipeline, ServerOptions(metrics_port=0, tokens=lambda: Tokens.one("secret" * 4, "test")))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         for number in range(20):
             with pytest.raises(grpc.RpcError):
