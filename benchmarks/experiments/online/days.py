@@ -31,7 +31,7 @@ from benchmarks.experiments.vectors import Vectors
 from benchmarks.experiments.worlds import timed
 from feature_repo.workspace import Workspace
 from serving import stages
-from serving.feedback import opened, url_of
+from serving.feedback_tables import opened, url_of
 from trainers.recipes import Size
 
 ARMS: Mapping[str, str] = {"PLE": "ple", "LARR": "larr", "LARR + LLM4MSR": "larr_llm4msr"}  # name -> model

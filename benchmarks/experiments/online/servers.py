@@ -19,7 +19,8 @@ from feature_repo.streaming.ledger import Ledger
 from feature_repo.streaming.tail import FileTail
 from feature_repo.workspace import Workspace
 from serving.client import Access, Asker, Happened, Recommender, shown
-from serving.feedback import FeedbackLog, url_of
+from serving.feedback import FeedbackLog
+from serving.feedback_tables import url_of
 from serving.opening import open_pipeline
 from serving.request import MAX_EVENTS
 from serving.server import ServerOptions, create_server
