@@ -22,9 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ SIZES = (1, 50, 200, 1000)
 MAIN = 200
 SECONDS, LANES = 8.0, 2  # of one measurement; calls at a time in the closed loop: one is worked on, one waits
 SERVER_CORE, CLIENT_CORE = 0, 1
-WIDTH = 128
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
@@ -46,13 +47,14 @@ def main() -> None:
     parser.add_argument("role", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    roles: dict[str, Callable[..., None]] = {"prepare": prepare, "serve": serve, "load": load, "bare": bare}
+    roles: dict[str, Callable[..., None]] = {"serve": serve, "load": load, "bare": bare}
     if asked.role:
         roles[asked.role](*asked.rest)
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "city"
-        own("prepare", str(root))
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.experiments.reference_bundle", str(root)]
+        subprocess.run([*command, *map(str, SIZES)], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         write("serving", measured(root, asked.seconds))
 
 
@@ -60,8 +62,7 @@ def own(role: str, *rest: str) -> dict[str, Any]:
     """One of the roles below in a process of its own; what it printed last, as JSON."""
     done = subprocess.run([sys.executable, "-W", "ignore", __file__, role, *rest], stdout=subprocess.PIPE, check=True)
     lines = [line for line in done.stdout.decode().splitlines() if line.startswith("{")]
-    found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    return found
+    return dict(json.loads(lines[-1])) if lines else {}
 
 
 def measured(root: Path, seconds: float) -> list[Row]:
@@ -69,21 +70,17 @@ def measured(root: Path, seconds: float) -> list[Row]:
     parts = own("bare", str(root))
     for size in SIZES:
         ranked, echoed = (at_half_load(root, kind, size, seconds) for kind in ("rank", "echo"))
-        part = parts[str(size)]
-        sum_ms = echoed.p50 + part["read"] + part["forward"]
-        suffix = "" if size == MAIN else f"-{size}"
-        rows += [
-            row(f"p50-vs-parts{suffix}", ranked.p50, sum_ms, "ms", ranked.n),
-            row(f"p50-vs-echo{suffix}", ranked.p50, echoed.p50, "ms", ranked.n),
-            row(f"p99-vs-own-p50{suffix}", ranked.p99, ranked.p50, "ms", ranked.n),
-            replace(row(f"rate-vs-echo{suffix}", ranked.rate, echoed.rate, "requests/s", ranked.n), better="higher"),
-            row(f"rank-vs-feast-read{suffix}", ranked.p50, part["feast"], "ms", ranked.n),
-        ]
+        part, suffix = parts[str(size)], "" if size == MAIN else f"-{size}"
+        for name, ours, theirs in (
+            ("p50-vs-parts", ranked.p50, echoed.p50 + part["read"] + part["forward"]),
+            ("p50-vs-echo", ranked.p50, echoed.p50),
+            ("p99-vs-own-p50", ranked.p99, ranked.p50),
+            ("rank-vs-feast-read", ranked.p50, part["feast"]),
+        ):
+            rows.append(Row(name=name + suffix, ours=ours, reference=theirs, better="lower", unit="ms", n=ranked.n))
+        rates = {"ours": ranked.rate, "reference": echoed.rate, "better": "higher", "unit": "requests/s"}
+        rows.append(Row(name=f"rate-vs-echo{suffix}", n=ranked.n, **rates))
     return rows
-
-
-def row(name: str, ours: float, reference: float, unit: str, n: int) -> Row:
-    return Row(name=name, ours=ours, reference=reference, better="lower", unit=unit, n=n)
 
 
 @dataclass(frozen=True)
@@ -226,7 +223,6 @@ def bare(root: str) -> None:
     os.sched_setaffinity(0, {SERVER_CORE})
     import torch
 
-    from feature_repo import columns
     from feature_repo.store import open_store
     from feature_repo.workspace import Workspace
     from serving import wire
@@ -248,37 +244,31 @@ def bare(root: str) -> None:
         batch = Batch.from_arrow(reader.read_pois(context, asked.poi_ids).rows, loaded.encoding)
         references = [name for name in loaded.manifest.features if not name.startswith("scene:")]
         n = len(asked.poi_ids)
-        entities = {
-            columns.USER_ID: [asked.context.user_id] * n,
-            columns.SCENARIO_ID: [asked.context.scenario_id] * n,
-            columns.POI_ID: list(asked.poi_ids),
-            columns.CATEGORY_KEY: ["restaurant"] * n,
-            columns.DAYPART_KEY: ["lunch"] * n,
-        }
-
-        def forward(batch: Any = batch) -> Any:
-            with torch.inference_mode():
-                return loaded.ranker(batch).p_order_B
-
-        def feast(entities: Any = entities, references: Any = references) -> Any:
-            return store.get_online_features(features=references, entity_rows=entities).to_dict()
-
+        entities = {key: list(values) * (n // len(values)) for key, values in ids_of(asked).items()}
+        with torch.inference_mode():
+            forward = median_ms(partial(loaded.ranker, batch))
         found[str(size)] = {
             "read": median_ms(bare_read(store, loaded, asked)),
-            "forward": median_ms(forward),
-            "feast": median_ms(feast, 7),
+            "forward": forward,
+            "feast": median_ms(lambda e=entities, r=references: store.get_online_features(r, e).to_dict(), 7),
         }
     print(json.dumps(found))
 
 
+def ids_of(asked: Any) -> dict[str, Sequence[str]]:
+    """The value of every join key that a bundle's views have, or one for each place."""
+    from feature_repo import columns
+
+    context = asked.context
+    ids = {columns.USER_ID: [context.user_id], columns.SCENARIO_ID: [context.scenario_id]}
+    return ids | {columns.POI_ID: asked.poi_ids, columns.CATEGORY_KEY: ["restaurant"], columns.DAYPART_KEY: ["lunch"]}
+
+
 def bare_read(store: Any, loaded: Any, asked: Any) -> Callable[[], Any]:
     """A SELECT for every view that the bundle reads, keys made before, and the numbers of its records as an array."""
-    from feature_repo import columns
     from feature_repo.stores.packed_sqlite import _table
 
-    packed, config = store._get_provider().online_store, store.config
-    ids = {columns.USER_ID: [asked.context.user_id], columns.SCENARIO_ID: [asked.context.scenario_id]}
-    ids |= {columns.POI_ID: list(asked.poi_ids), columns.CATEGORY_KEY: ["restaurant"], columns.DAYPART_KEY: ["lunch"]}
+    packed, config, ids = store._get_provider().online_store, store.config, ids_of(asked)
     views = dict.fromkeys(name.split(":")[0] for name in loaded.manifest.features)
     plans = [packed.prepare(config, store.get_feature_view(name)) for name in views if name != "scene"]
     wanted = [(_table(config, plan.table), plan.keys.of({key: ids[key] for key in plan.keys.types})) for plan in plans]
@@ -303,118 +293,6 @@ def median_ms(call: Callable[[], Any], times: int = 60) -> float:
         call()
         taken.append(1000 * (time.perf_counter() - started))
     return statistics.median(taken)
-
-
-def prepare(root: str) -> None:
-    """A city with random vectors and a bundle of random weights, and requests to ask it."""
-    import torch
-
-    from feature_repo import aggregates, columns, scenes
-    from feature_repo.datasets.city import CityConfig, build
-    from feature_repo.store import apply
-    from feature_repo.workspace import activate
-    from trainers import bundle as bundles
-    from trainers import recipes, training_set
-    from trainers.bundle import Bundle, Manifest
-    from trainers.encoding import Encoding
-    from trainers.knowledge import load_matrix
-
-    workspace = activate(Path(root))
-    city = CityConfig(users=400, pois=1500, days=21, requests_per_user_day=0.5)
-    dataset = build(city)
-    dataset = replace(dataset, schema=replace(dataset.schema, window_days=(28,)))
-    dataset.write(workspace.sources)
-    aggregates.build(workspace)
-    for space in columns.SPACES:
-        write_vectors(workspace, space)
-    store = apply(workspace)
-    split = dataset.schema.split
-    store.materialize(start_date=city.at_day(0).replace(year=2011), end_date=split.test)
-    from feature_repo import services
-
-    service, recipe = services.llm4msr, recipes.larr_llm4msr("reference")
-    assert service is not None
-    pull = training_set.Pull(service=service.name, start=city.at_day(0), end=split.valid)
-    table = training_set.read(training_set.backfill(workspace, store, pull), city.at_day(0), split.valid)
-    references = services.feature_references(service)
-    encoding = Encoding.fit(training_set.narrow(table, references), dataset.schema)
-    matrices = {s: load_matrix(workspace.knowledge / f"{s}.parquet") for s in bundles.spaces_of(recipe.model)}
-    torch.manual_seed(0)
-    manifest = Manifest(
-        model=recipe.name,
-        service=service.name,
-        features=references,
-        scene_fingerprints={f.name: f.fingerprint() for f in scenes.features_of(dataset.schema)},
-        knowledge_versions={space: matrix.version for space, matrix in matrices.items()},
-        dataset=dataset.schema.dataset,
-        trained_until=split.valid,
-        seed=0,
-        recipe=recipe,
-        metrics={},
-        runtime={},
-    )
-    ranker = bundles.build_ranker(recipe.model, encoding, matrices)
-    Bundle.of(manifest, encoding, dataset.schema, ranker, matrices).save(workspace.bundles / "reference")
-    write_requests(workspace, split.test)
-
-
-def write_vectors(workspace: Any, space: str) -> None:
-    """Random knowledge: of every text of a space, or of every user and scenario."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from feature_repo import columns
-    from trainers.language.texts import collect
-
-    if space in columns.KNOWLEDGE:
-        texts = collect(workspace, space)
-    else:
-        key = columns.PROMPTED[space]
-        source = pq.read_table(workspace.source("users" if key == columns.USER_ID else "scenarios"))
-        texts = source.select([key, columns.EVENT_TIMESTAMP, columns.CREATED_TIMESTAMP])
-        for field in (columns.TEXT, columns.WORDS, columns.TOLD):
-            texts = texts.append_column(columns.knowledge(space, field), pa.array([""] * len(texts)))
-    n = len(texts)
-    vectors = np.random.default_rng(0).normal(size=(n, WIDTH)).astype(np.float32)
-    for field, values in (
-        (columns.ROW, pa.array(np.arange(1, n + 1))),
-        (columns.VERSION, pa.array(["v"] * n)),
-        (columns.TEXT_HASH, pa.array(["h"] * n)),
-        (columns.VECTOR, pa.array(list(vectors))),
-    ):
-        texts = texts.append_column(columns.knowledge(space, field), values)
-    workspace.knowledge.mkdir(exist_ok=True)
-    pq.write_table(texts, workspace.knowledge / f"{space}.parquet")
-
-
-def write_requests(workspace: Any, moment: Any) -> None:
-    """Requests of each size, one a line: users, scenarios and places of the log at random, in rain and in sun."""
-    import pyarrow.parquet as pq
-
-    from feature_repo import columns
-    from serving.client import Asker
-    from serving.v1 import recommender_pb2 as pb
-
-    def ids(name: str, key: str) -> list[str]:
-        known = pq.read_table(workspace.source(name), filters=[(columns.EVENT_TIMESTAMP, "<=", moment)])
-        return list(dict.fromkeys(known[key].to_pylist()))
-
-    users, pois = ids("users", columns.USER_ID), ids("pois", columns.POI_ID)
-    scenarios, rng = ids("scenarios", columns.SCENARIO_ID), np.random.default_rng(0)
-    for size in SIZES:
-        lines = []
-        for _ in range(200):
-            asker = Asker(
-                user_id=str(rng.choice(users)),
-                scenario_id=str(rng.choice(scenarios)),
-                time=moment,
-                place=(60.17, 24.94),
-                scene={"weather": str(rng.choice(["rain", "sun"])), "temperature": 7.0},
-            )
-            chosen = [str(poi) for poi in rng.choice(pois, size, replace=False)]
-            message = pb.RankRequest(context=asker.message(), poi_ids=chosen)
-            lines.append(message.SerializeToString().hex())
-        (workspace.root / f"requests-{size}").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
