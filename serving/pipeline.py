@@ -235,7 +235,7 @@ class Pipeline:
         scored = self._scored(request.context.scenario_id, poi_ids, reading, distance_km, descent)
         degradation = descent.result()
         if self._served is not None and degradation is None:
-            self._served.answered(request.context, reading.table)
+            self._served.answered(request.context, reading.rows)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
         ordered, propensities = self._order(scores, reading.poi_statuses, answer_id)
         best = ordered[:limit]
@@ -272,9 +272,12 @@ class Pipeline:
         left_s = caller.left_s()
         if left_s is None:
             return
-        if left_s < self._pace.needs_s((*reads, SCORED[Level.FULL_MODEL]), n):
-            descent.to(Level.WITHOUT_SCENE, Reason.DEADLINE, (SCENE,))
-        if left_s < self._pace.needs_s((*reads, SCORED[Level.WITHOUT_SCENE]), n):
+        model = Level.FULL_MODEL
+        if self.bundle.encoding.scene_features:
+            model = Level.WITHOUT_SCENE
+            if left_s < self._pace.needs_s((*reads, SCORED[Level.FULL_MODEL]), n):
+                descent.to(Level.WITHOUT_SCENE, Reason.DEADLINE, (SCENE,))
+        if left_s < self._pace.needs_s((*reads, SCORED[model]), n):
             descent.to(Level.CACHED_SCORES, Reason.DEADLINE)
             descent.reaches_store = False
 

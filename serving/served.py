@@ -20,6 +20,7 @@ from feature_repo import columns
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.scenes import EVENT_TIME_US
 from serving.request import RequestContext
+from trainers.rows import Rows
 
 ROWS = 5000  # in memory before a file is written
 BUNDLE = b"bundle"  # a file's note of which bundle answered
@@ -43,12 +44,12 @@ class ServedLog:
         self._kept: list[pa.Table] = []
         self._lock = threading.Lock()
 
-    def answered(self, context: RequestContext, values: pa.Table) -> None:
+    def answered(self, context: RequestContext, values: pa.Table | Rows) -> None:
         """Perhaps keep one answer's rows, as the ranker got them."""
         if random.random() >= self._share:
             return
         with self._lock:
-            self._kept.append(_with_request(values, context, self._schema))
+            self._kept.append(_with_request(Rows.of(values).table(), context, self._schema))
             if sum(map(len, self._kept)) >= self._most:
                 self._write()
 

@@ -16,6 +16,7 @@ from serving.features import FeatureReader
 from serving.pipeline import Pipeline
 from serving.request import Place, RankRequest, RequestContext
 from serving.scorer import Scorer
+from trainers import bundle as bundles
 from trainers.rows import Rows
 
 
@@ -27,7 +28,8 @@ class SlowScorer(Scorer):
         self.full_s, self.plain_s, self.scored = full_s, plain_s, []
 
     def score(self, table):
-        knows_scene = table["scene_daypart"].null_count < len(table["scene_daypart"])
+        scene = table["scene_daypart"] if self.bundle.encoding.scene_features else []
+        knows_scene = len(scene) > 0 and scene.null_count < len(scene)
         time.sleep(self.full_s if knows_scene else self.plain_s)
         self.scored.append("full" if knows_scene else "plain")
         return super().score(table)
@@ -79,6 +81,20 @@ def test_every_rung_is_taken_when_the_one_above_does_not_fit(reader, pipeline, r
     popular = slow.rank(elsewhere, within(0.6))
     assert popular.degradation.level is Level.POPULARITY
     assert len(scorer.scored) == 2
+    slow.close()
+
+
+def test_a_ranker_without_scene_has_no_rung_without_it(workspace, request_of):
+    bundle = bundles.load(workspace.bundles / "ple")
+    assert not bundle.encoding.scene_features
+    scorer = SlowScorer(bundle, full_s=1.0, plain_s=1.0)
+    slow = Pipeline(FeatureReader(open_store(workspace), bundle), scorer)
+    whole = slow.rank(request_of)
+    assert whole.degradation is None
+    cached = slow.rank(request_of, within(1.2))
+    assert cached.degradation.level is Level.CACHED_SCORES and "scene" not in cached.degradation.missing
+    assert cached.scores.tolist() == whole.scores.tolist()
+    assert len(scorer.scored) == 1
     slow.close()
 
 
