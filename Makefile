@@ -13,7 +13,7 @@ QUICK ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-full check format proto bench experiments clean
+.PHONY: help setup demo test test-full check format proto release-proto bench experiments clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ format: setup ## Rewrite the sources in the project's format
 
 proto: setup ## Generate the gRPC stubs again
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/serving/v1/*.proto
+
+release-proto: setup ## Let what the proto files say now be what later changes must not break
+	@$(BIN)/buf build proto --output proto/released.binpb
 
 bench: setup ## Every benchmark, into benchmarks/results
 	@$(BIN)/python -m pip install --quiet --editable '.[ray]' # which fuxictr imports
