@@ -46,7 +46,7 @@ class PackedConfig(FeastConfigBaseModel):
     expire: bool = True
 
 
-class StoreUnavailable(RuntimeError):
+class StoreUnavailable(OSError):
     """The online store does not answer: it is away, refuses, or takes too long. Nothing is known of what was asked."""
 
 

@@ -62,7 +62,7 @@ class PackedRedisOnlineStore(PackedOnlineStore):
             client = self._client(config)
             found = iter(client.mget_nonatomic(keys) if _clustered(config) else client.mget(keys))
         except RedisError as error:
-            raise StoreUnavailable(f"Redis does not answer ({type(error).__name__})") from error
+            raise StoreUnavailable(f"Redis does not answer: {error}") from error
         return [[next(found) for _ in of_table] for _, of_table in asked]
 
     def put(self, config: RepoConfig, table: str, keys: Sequence[bytes], records: Sequence[bytes]) -> None:

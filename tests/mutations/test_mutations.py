@@ -80,15 +80,15 @@ MISTAKES = (
     Mistake(
         name="scenes shuffled between the requests of a batch",
         file="trainers/batch.py",
-        right="return scene_of_row.reshape(-1).astype(np.int64)",
-        wrong="return np.roll(scene_of_row.reshape(-1), 7).astype(np.int64)",
+        right="np.broadcast_to(scene_of_row.reshape(-1), len(rows))",
+        wrong="np.roll(np.broadcast_to(scene_of_row.reshape(-1), len(rows)), 7)",
         tests=("tests/trainers/test_batch.py",),
     ),
     Mistake(
         name="scene vectors shuffled between requests in the ranker",
-        file="trainers/models/larr.py",
-        right="batch.scene_row_US)[batch.scene_of_row_B]",
-        wrong="batch.scene_row_US)[batch.scene_of_row_B.flip(0)]",
+        file="trainers/models/ranker.py",
+        right="else scene_UC)[batch.scene_of_row_B]",
+        wrong="else scene_UC)[batch.scene_of_row_B.flip(0)]",
         tests=("tests/contract/test_rankers.py::test_scores_do_not_depend_on_company",),
     ),
     Mistake(
