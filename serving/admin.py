@@ -87,13 +87,11 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
 
     def _cast(self, load: Callable[[], Pipeline], share: float) -> None:
         with self._live.changing():
-            self._put_in_shadow(shadows.Shadow(load(), share))
+            self._put_in_shadow(shadows.Shadow(self._live.opened(load), share))
 
     def _put_in_shadow(self, shadow: shadows.Shadow | None) -> None:
         with self._lock:
             before, self._shadow = self._shadow, shadow
-        if shadow is not None:
-            shadow.pipeline.start()
         if before is not None:
             before.close()
 

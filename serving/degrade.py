@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo import columns
-from trainers.encoding import RATE_PRIOR_COUNT, Encoding, kept_statistics
+from trainers.encoding import Encoding, kept_statistics, smoothed
 from trainers.rows import Rows
 
 KEPT = 0.9  # share of the mean of a stage's times that one more leaves as it was
@@ -157,19 +157,13 @@ def popularity(rows: Rows, encoding: Encoding, distance_km: np.ndarray) -> tuple
     A place at the distance that the data set calls near counts half of one at the door; one of unknown distance as one
     that is near.
     """
-    click = order = np.ones(len(rows))
     windows = [days for owner, days in kept_statistics(rows.column_names, columns.COUNTS) if owner == "poi"]
-    rates = encoding.rates
+    shown, clicked, ordered = np.zeros((3, len(rows)))
     if windows:
-        days = max(windows)
-        shown, clicked, ordered = (
-            pc.fill_null(rows[columns.statistic("poi", count, days)].cast(pa.float64()), 0.0).to_numpy()
-            for count in columns.COUNTS
-        )
-        click = (clicked + RATE_PRIOR_COUNT * rates[0]) / (shown + RATE_PRIOR_COUNT)
-        order = (ordered + RATE_PRIOR_COUNT * rates[1]) / (clicked + RATE_PRIOR_COUNT)
-    else:
-        click, order = np.full(len(rows), rates[0]), np.full(len(rows), rates[1])
+        names = [columns.statistic("poi", count, max(windows)) for count in columns.COUNTS]
+        shown, clicked, ordered = (pc.fill_null(rows[name].cast(pa.float64()), 0.0).to_numpy() for name in names)
+    click = smoothed(clicked, shown, encoding.rates[0])
+    order = smoothed(ordered, clicked, encoding.rates[1])
     near = 1.0 / (1.0 + np.nan_to_num(distance_km, nan=encoding.near_km) / encoding.near_km)
     return (click * near).astype(np.float32), (click * near * order).astype(np.float32)
 

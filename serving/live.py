@@ -86,18 +86,26 @@ class Live:
         finally:
             self._changing.release()
 
-    def reload(self, load: Callable[[], Pipeline]) -> None:
-        """Have another pipeline answer once it is loaded and warm.
+    def opened(self, load: Callable[[], Pipeline]) -> Pipeline:
+        """A pipeline that may stand in the current one's place, started.
 
-        Raises Changing, and what `load` raises; what answered before goes on.
+        Raises what `load` raises, and ServiceMismatch for one of another data set.
+        """
+        pipeline = load()
+        ours, theirs = self.current.bundle.schema.dataset, pipeline.bundle.schema.dataset
+        if ours != theirs:
+            pipeline.close()
+            raise ServiceMismatch(f"the bundle ranks places of {theirs!r}, this server answers for {ours!r}")
+        pipeline.start()
+        return pipeline
+
+    def reload(self, load: Callable[[], Pipeline]) -> None:
+        """Have another pipeline answer once it is loaded.
+
+        Raises Changing, and what `opened` raises; what answered before goes on.
         """
         with self.changing():
-            pipeline = load()
-            ours, theirs = self.current.bundle.schema.dataset, pipeline.bundle.schema.dataset
-            if ours != theirs:
-                pipeline.close()
-                raise ServiceMismatch(f"the bundle ranks places of {theirs!r}, this server answers for {ours!r}")
-            pipeline.start()
+            pipeline = self.opened(load)
             with self._lock:
                 gone, self._previous = self._previous, self._current
                 self._current = _Held(pipeline)

@@ -15,7 +15,7 @@ from serving.client import LOCAL, Access
 from serving.v1 import admin_pb2 as pb
 from serving.v1 import admin_pb2_grpc as pb_grpc
 
-TIMEOUT_S = 120.0  # a bundle is loaded, verified and warmed up meanwhile
+TIMEOUT_S = 120.0  # a bundle is loaded and verified meanwhile
 
 
 class Operator:

@@ -58,7 +58,6 @@ READS = 32  # of the store at the same time
 STORE_SHARE = 0.5  # of the time beyond what scoring needs, for one read: a store that hangs must not take it all
 SCENE = "scene"
 SCORED = {Level.FULL_MODEL: "score", Level.WITHOUT_SCENE: "score without scene"}  # stages
-SCORED |= {Level.CACHED_SCORES: "cached scores", Level.POPULARITY: "popularity"}
 Found = TypeVar("Found", ContextReading, Reading)
 
 
@@ -152,7 +151,7 @@ class Pipeline:
         """Order the request's own candidates. Raises InvalidRequest, Gone."""
         self._rules.check_rank(request)
         descent = Descent()
-        context = self._read_context(request.context, len(request.poi_ids), caller, descent)
+        context = self._read_context(request.context, ("pois",), len(request.poi_ids), caller, descent)
         limit = request.limit or len(request.poi_ids)
         return self._ordered(context, request, request.poi_ids, limit, caller, descent)
 
@@ -162,7 +161,7 @@ class Pipeline:
         if self.retriever is None:
             raise NoIndex("this server has no index: build one with `scenerank index`, or send candidates to Rank")
         descent, wanted = Descent(), request.candidates or DEFAULT_CANDIDATES
-        context = self._read_context(request.context, wanted, caller, descent)
+        context = self._read_context(request.context, ("retrieve", "pois"), wanted, caller, descent)
         with self._pace.timed("retrieve", wanted):
             found = self.retriever.retrieve(
                 context.table,
@@ -182,11 +181,9 @@ class Pipeline:
         """Which causes moved one POI's score. Raises InvalidRequest, and StoreUnavailable: what is not known moved
         nothing, and an explanation that did not say so would be wrong."""
         self._rules.check_explain(request)
-        context = request.context
-        time_us = time.time_ns() // 1000 if context.time_us is None else context.time_us
 
         def read() -> tuple[ContextReading, Reading]:
-            found = self._reader.read_context(context, time_us)
+            found = self._reader.read_context(request.context, _time_us(request.context))
             return found, self._reader.read_pois(found, (request.poi_id,))
 
         return explain(request, *self._guard.ask(read), self._scorer, self._texts)
@@ -202,10 +199,12 @@ class Pipeline:
             self._served.close()
         return self._guard.close()
 
-    def _read_context(self, context: RequestContext, n: int, caller: Caller, descent: Descent) -> ContextReading:
-        time_us = time.time_ns() // 1000 if context.time_us is None else context.time_us
-        self._come_down(("context", "pois"), n, caller, descent)
-        scene = descent.level < Level.WITHOUT_SCENE
+    def _read_context(
+        self, context: RequestContext, then: tuple[str, ...], n: int, caller: Caller, descent: Descent
+    ) -> ContextReading:
+        """`then`: the stages between this one and scoring."""
+        self._come_down(("context", *then), n, caller, descent)
+        time_us, scene = _time_us(context), descent.level < Level.WITHOUT_SCENE
 
         def read(reach: bool) -> ContextReading:
             return self._reader.read_context(context, time_us, reach=reach, scene=scene)
@@ -267,17 +266,17 @@ class Pipeline:
         known = np.array([statuses[i] is ValueStatus.PRESENT for i in drawn])
         return drawn, self._exploration.propensities(scores[drawn], known)
 
-    def _come_down(self, reads: tuple[str, ...], n: int, caller: Caller, descent: Descent) -> None:
-        """To the first rung whose stages fit into the time that is left."""
+    def _come_down(self, stages: tuple[str, ...], n: int, caller: Caller, descent: Descent) -> None:
+        """To the first rung whose stages, these and scoring, fit into the time that is left."""
         left_s = caller.left_s()
         if left_s is None:
             return
         model = Level.FULL_MODEL
         if self.bundle.encoding.scene_features:
             model = Level.WITHOUT_SCENE
-            if left_s < self._pace.needs_s((*reads, SCORED[Level.FULL_MODEL]), n):
+            if left_s < self._pace.needs_s((*stages, SCORED[Level.FULL_MODEL]), n):
                 descent.to(Level.WITHOUT_SCENE, Reason.DEADLINE, (SCENE,))
-        if left_s < self._pace.needs_s((*reads, SCORED[model]), n):
+        if left_s < self._pace.needs_s((*stages, SCORED[model]), n):
             descent.to(Level.CACHED_SCORES, Reason.DEADLINE)
             descent.reaches_store = False
 
@@ -345,6 +344,11 @@ def _check_index(retriever: Retriever, bundle: Bundle) -> None:
             "build the index of the same workspace"
         )
     check_scenes(manifest.scene_fingerprints, bundle.schema, "index")
+
+
+def _time_us(context: RequestContext) -> int:
+    """The request's, or now."""
+    return time.time_ns() // 1000 if context.time_us is None else context.time_us
 
 
 def _distances(reading: Reading) -> np.ndarray:

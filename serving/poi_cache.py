@@ -103,9 +103,7 @@ class PoiCache:
             there[:] = False
         fresh: Sequence[Read | None] = [None] * len(self.views)
         if reach and not there.all():
-            fresh = self._read(
-                self.views, [poi_id for poi_id, found in zip(poi_ids, there.tolist(), strict=True) if not found]
-            )
+            fresh = self._read(self.views, _of(poi_ids, ~there))
         return [self._joined(at, snapshot, rows, there, fresh[at], at_us) for at in range(len(self.views))]
 
     def refresh(self) -> None:

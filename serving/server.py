@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"].full_name
 Answer = TypeVar("Answer")
+Asked = TypeVar("Asked", RankRequest, RecommendRequest)
 LONGEST_S = 24 * 3600.0  # a deadline further away is none
 FEEDBACK_CALLS = 48  # at a time; where the database is slow they must not take the threads of rankings
 SPARE_THREADS = FEEDBACK_CALLS + 16  # and for refusals
@@ -126,22 +127,15 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
 
     def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
         def answer(pipeline: Pipeline) -> pb.RankResponse:
-            asked, started = wire.rank_request(request), time.perf_counter()
-            ranking = pipeline.rank(asked, _caller(context))
-            self._answered(asked, ranking, started)
-            with observe.stage("encode"):
-                message = wire.ranking(ranking, wire.model_info(pipeline), request.include_details)
-            return pb.RankResponse(ranking=message)
+            ranking = self._ranked(pipeline.rank, wire.rank_request(request), context)
+            return pb.RankResponse(ranking=_encoded(ranking, pipeline, request))
 
         return _guarded(partial(self._admitted, answer, context), context)
 
     def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:
         def answer(pipeline: Pipeline) -> pb.RecommendResponse:
-            asked, started = wire.recommend_request(request), time.perf_counter()
-            ranking = pipeline.recommend(asked, _caller(context))
-            self._answered(asked, ranking, started)
-            with observe.stage("encode"):
-                message = wire.ranking(ranking, wire.model_info(pipeline), request.include_details)
+            ranking = self._ranked(pipeline.recommend, wire.recommend_request(request), context)
+            message = _encoded(ranking, pipeline, request)
             return pb.RecommendResponse(ranking=message, index_version=pipeline.index_version)
 
         return _guarded(partial(self._admitted, answer, context), context)
@@ -154,11 +148,15 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
 
         return _guarded(partial(self._admitted, answer, context), context)
 
-    def _answered(self, asked: RankRequest | RecommendRequest, ranking: Ranking, started: float) -> None:
+    def _ranked(self, ask: Callable[[Asked, Caller], Ranking], asked: Asked, context: grpc.ServicerContext) -> Ranking:
+        """The pipeline's answer, with all told of it that keep an eye on answers."""
+        started = time.perf_counter()
+        ranking = ask(asked, _caller(context))
         self._metrics.answer(ranking, asked.context.scenario_id)
         if self._calibration is not None and ranking.degradation is None:
             self._calibration.answered(asked.context.scenario_id, ranking)
         self._admin.answered(asked, ranking, time.perf_counter() - started)
+        return ranking
 
     def _admitted(self, answer: Callable[[Pipeline], Answer], context: grpc.ServicerContext) -> Answer:
         with ExitStack() as seat:
@@ -197,6 +195,11 @@ def _remaining_s(context: grpc.ServicerContext) -> float | None:
     """Until the caller's deadline; None where there is none: gRPC says so with a number that no clock can wait for."""
     remaining: float | None = context.time_remaining()
     return None if remaining is None or remaining > LONGEST_S else remaining
+
+
+def _encoded(ranking: Ranking, pipeline: Pipeline, request: pb.RankRequest | pb.RecommendRequest) -> pb.Ranking:
+    with observe.stage("encode"):
+        return wire.ranking(ranking, wire.model_info(pipeline), request.include_details)
 
 
 def _caller(context: grpc.ServicerContext) -> Caller:

@@ -262,8 +262,8 @@ def _count_numbers(rows: Rows, rates: tuple[float, float]) -> dict[str, np.ndarr
         made = (
             np.log1p(shown),
             np.log1p(clicked),
-            _smoothed(clicked, shown, rates[0]),
-            _smoothed(ordered, clicked, rates[1]),
+            smoothed(clicked, shown, rates[0]),
+            smoothed(ordered, clicked, rates[1]),
         )
         for name, values in zip(COUNT_NUMBERS, made, strict=True):
             numbers |= {f"{kept[at][0]}_{name}_{kept[at][1]}d": row for at, row in zip(of_size, values, strict=True)}
@@ -293,7 +293,8 @@ def _number(rows: Rows, name: str) -> np.ndarray:
     return rows[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
-def _smoothed(events: np.ndarray, trials: np.ndarray, prior: float) -> np.ndarray:
+def smoothed(events: np.ndarray, trials: np.ndarray, prior: float) -> np.ndarray:
+    """Rates (n,), those from few trials drawn towards the prior."""
     return (events + RATE_PRIOR_COUNT * prior) / (trials + RATE_PRIOR_COUNT)
 
 

@@ -80,8 +80,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Reload(self, request, context):
-        """Loads and verifies a bundle, warms it up, and lets it answer from then on. Until then, and where it is refused, the
-        one before answers.
+        """Loads and verifies a bundle, and lets it answer from then on. Until then, and where it is refused, the one before
+        answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

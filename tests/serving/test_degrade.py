@@ -14,9 +14,11 @@ from serving.admission import Gone
 from serving.degrade import CachedScores, Caller, Degradation, Descent, Level, Pace, Reason, popularity
 from serving.features import FeatureReader
 from serving.pipeline import Pipeline
-from serving.request import Place, RankRequest, RequestContext
+from serving.request import Place, RankRequest, RecommendRequest, RequestContext
+from serving.retriever import Retriever
 from serving.scorer import Scorer
 from trainers import bundle as bundles
+from trainers.index import load as load_index
 from trainers.rows import Rows
 
 
@@ -81,6 +83,20 @@ def test_every_rung_is_taken_when_the_one_above_does_not_fit(reader, pipeline, r
     popular = slow.rank(elsewhere, within(0.6))
     assert popular.degradation.level is Level.POPULARITY
     assert len(scorer.scored) == 2
+    slow.close()
+
+
+def test_the_time_that_finding_places_takes_is_counted(reader, pipeline, workspace, request_of):
+    class SlowRetriever(Retriever):
+        def retrieve(self, *arguments, **named):
+            time.sleep(1.0)
+            return super().retrieve(*arguments, **named)
+
+    slow = Pipeline(reader, Scorer(pipeline.bundle), SlowRetriever(load_index(workspace.index)))
+    asked = RecommendRequest(context=request_of.context, candidates=16)
+    assert slow.recommend(asked).degradation is None
+    hurried = slow.recommend(asked, within(1.4))
+    assert hurried.degradation.level is Level.CACHED_SCORES and hurried.degradation.reason is Reason.DEADLINE
     slow.close()
 
 

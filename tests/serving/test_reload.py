@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -23,6 +24,7 @@ from serving.server import ServerOptions, create_server
 from serving.v1 import admin_pb2, admin_pb2_grpc
 from serving.v1 import recommender_pb2 as pb
 from trainers import bundle as bundles
+from trainers.bundle import Bundle
 
 MODELS = ("larr", "ple")
 
@@ -41,6 +43,9 @@ def folder(workspace, tmp_path_factory):
         file.write(bytes([last[0] ^ 1]))
     _changed(folder / "larr", folder / "otherwise", scene_fingerprints={"daypart": "another"})
     _changed(folder / "larr", folder / "wider", features=("user_profile:text", "poi_profile:name", "poi_profile:moon"))
+    there = bundles.load(folder / "larr")
+    schema = replace(there.schema, dataset="elsewhere")
+    Bundle.of(there.manifest, there.encoding, schema, there.ranker, there.matrices).save(folder / "elsewhere")
     return folder
 
 
@@ -157,6 +162,7 @@ def test_what_answers_is_told_with_the_one_before(both, moment, poi_ids):
         ("otherwise", "declared otherwise"),
         ("wider", "has no ['moon']"),
         ("absent", "a bundle is a folder with a manifest"),
+        ("elsewhere", "this server answers for 'city'"),
     ],
 )
 def test_a_bundle_that_cannot_be_used_is_refused_and_the_one_before_goes_on(both, moment, poi_ids, name, reason):

