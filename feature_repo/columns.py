@@ -125,6 +125,16 @@ def scene_value(feature: str, value: str) -> str:
     return f"{feature}={value}"
 
 
+def feature_and_value(key: str) -> tuple[str, str]:
+    """The other way round.
+
+    >>> feature_and_value(scene_value("weather", "a=b"))
+    ('weather', 'a=b')
+    """
+    feature, _, value = key.partition("=")
+    return feature, value
+
+
 def beside(space: str, version: str) -> str:
     """The view of a version of knowledge that stands beside the one in use, such as `poi_text_0d62c1a9e3f4`."""
     return f"{space}_{version}"

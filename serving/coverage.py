@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo import columns
 from feature_repo.workspace import Workspace
+from trainers import wanted
 from trainers.knowledge import MODEL, one_version, served_from
 
 # Where all entities of a key are listed; scene values are listed nowhere but in their own knowledge.
@@ -29,6 +31,7 @@ class Coverage:
         texts: different texts or prompts that were read.
         newest_s, median_s: ages of each entity's newest vector; None without any.
         beside: whether it is served beside the version in use.
+        wanted: keys that servers were asked for and that have no vector (`trainers.wanted`).
     """
 
     space: str
@@ -40,6 +43,7 @@ class Coverage:
     newest_s: float | None
     median_s: float | None
     beside: bool = False
+    wanted: int = 0
 
     @property
     def share(self) -> float | None:
@@ -53,11 +57,20 @@ def measure(workspace: Workspace, at: datetime) -> Iterator[Coverage]:
     """
     for space, key in columns.SPACES.items():
         path, known = served_from(workspace, space), _known(workspace, key, at)
+        asked = wanted.read(workspace, space)
         if path.exists():
-            yield _of_file(space, key, path, known, at)
+            yield replace(_of_file(space, key, path, known, at), wanted=_lacking(asked, path, key))
         else:
             yield Coverage(
-                space=space, model="", version="", entities=0, known=known, texts=0, newest_s=None, median_s=None
+                space=space,
+                model="",
+                version="",
+                entities=0,
+                known=known,
+                texts=0,
+                newest_s=None,
+                median_s=None,
+                wanted=len(asked),
             )
         for beside in sorted(workspace.beside.glob(f"{columns.beside(space, '*')}.parquet")):
             yield replace(_of_file(space, key, beside, known, at), beside=True)
@@ -80,6 +93,12 @@ def _of_file(space: str, key: str, path: Path, known: int | None, at: datetime) 
         newest_s=min(ages_s, default=None),
         median_s=median(ages_s) if ages_s else None,
     )
+
+
+def _lacking(asked: Iterable[str], path: Path, key: str) -> int:
+    """How many of the keys have no vector of any time."""
+    keys = pa.array(asked, pa.string())
+    return len(keys) - (pc.sum(pc.is_in(keys, value_set=pq.read_table(path, columns=[key])[key])).as_py() or 0)
 
 
 def _known(workspace: Workspace, key: str, at: datetime) -> int | None:

@@ -223,14 +223,14 @@ class FeatureReader:
         return reads
 
     def _refuse_other_versions(self, read: Read) -> None:
-        """Knowledge of another version than the ranker reads, or beyond its matrix, is missing."""
+        """Knowledge of another version than the ranker reads, or beyond the vectors that it knows, is missing."""
         space = self._space_of.get(read.view.name)
         if space is None:
             return
         row = columns.knowledge(space, columns.ROW)
         version = self._bundle.manifest.knowledge_versions[space]
         same = pc.equal(read.values[columns.knowledge(space, columns.VERSION)], version)
-        within = pc.less(read.values[row], len(self._bundle.matrices[space].matrix))
+        within = pc.less(read.values[row], self._bundle.ranker.vectors_known(space))
         read.keep(row, pc.and_(same, within))
 
     def _scene_rows(

@@ -15,13 +15,15 @@ from serving.explain import KnowledgeTexts
 from serving.exploration import Exploration
 from serving.features import FeatureReader
 from serving.guard import StoreGuard
+from serving.newcomers import Newcomers
 from serving.online import ServiceMismatch, is_local
 from serving.pipeline import READS, Pipeline
 from serving.retriever import Retriever
 from serving.scorer import Scorer
 from serving.served import ServedLog
 from trainers import bundle as bundles
-from trainers.knowledge import load_matrix, served_from
+from trainers.knowledge import served_from, version_in
+from trainers.wanted import WantedList
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ def open_pipeline(
     """
     loaded = bundles.load(bundle)
     store = open_store(workspace)
-    _check_knowledge(workspace, store, loaded)
+    files = _knowledge_files(workspace, store, loaded)
     proven = _is_proven(bundle, loaded, unproven)
     retriever = None if index is None else Retriever.load(index)
     served = None
@@ -66,6 +68,7 @@ def open_pipeline(
         exploration=exploration,
         guard=StoreGuard(READS, is_local=is_local(store)),
         texts=KnowledgeTexts(workspace, loaded.manifest.knowledge_versions),
+        newcomers=Newcomers(loaded, files, WantedList(workspace, files)),
     )
 
 
@@ -80,16 +83,19 @@ def _is_proven(folder: Path, bundle: bundles.Bundle, unproven: bool) -> bool:
     return True
 
 
-def _check_knowledge(workspace: Workspace, store: FeatureStore, bundle: bundles.Bundle) -> None:
-    """Raises ServiceMismatch if another encoder than the bundle's made the workspace's knowledge, and its own version
-    does not stand beside it."""
+def _knowledge_files(workspace: Workspace, store: FeatureStore, bundle: bundles.Bundle) -> dict[str, Path]:
+    """Where the vectors of each space that a bundle reads come from.
+
+    Raises ServiceMismatch if another encoder than the bundle's made the workspace's knowledge, and its own version does
+    not stand beside it."""
+    files = {}
     for space, version in bundle.manifest.knowledge_versions.items():
-        if view_of(store, space, version) != space:
-            continue
-        path = served_from(workspace, space)
-        if path.exists() and (found := load_matrix(path).version) != version:
+        is_beside = view_of(store, space, version) != space
+        path = files[space] = served_from(workspace, space, version if is_beside else None)
+        if not is_beside and path.exists() and (found := version_in(path, space)) != version:
             raise ServiceMismatch(
                 f"{space}: the bundle was trained on version {version}, the workspace holds {found}: train again, or "
                 "put the bundle's version beside it (`--beside` of the verb that made it, then `scenerank apply` and "
                 "`scenerank materialize`)"
             )
+    return files

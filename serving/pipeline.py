@@ -38,6 +38,7 @@ from serving.explain import Explanation, KnowledgeTexts, explain
 from serving.exploration import Exploration
 from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, check_scenes
 from serving.guard import StoreGuard, StoreSlow
+from serving.newcomers import Newcomers
 from serving.online import ServiceMismatch, ValueStatus, ViewReading
 from serving.request import (
     DEFAULT_CANDIDATES,
@@ -116,6 +117,7 @@ class Pipeline:
         guard: StoreGuard | None = None,
         exploration: Exploration | None = None,
         texts: KnowledgeTexts | None = None,
+        newcomers: Newcomers | None = None,
     ) -> None:
         """
         Args:
@@ -125,8 +127,10 @@ class Pipeline:
             guard: of the store; None: one of its own.
             exploration: how orders are drawn; None: they are those of the scores.
             texts: behind vectors, for explanations; None: they do without.
+            newcomers: what has no vector yet; None: it never gets one.
         """
         self._texts = texts
+        self._newcomers = newcomers
         self._guard = guard or StoreGuard(READS)
         self._pace = Pace()
         self._cached = CachedScores()
@@ -191,10 +195,14 @@ class Pipeline:
     def start(self) -> None:
         """Begin what runs in the background."""
         self._reader.start()
+        if self._newcomers is not None:
+            self._newcomers.start()
 
     def close(self) -> bool:
         """Write what is to be kept of the last answers, end what runs in the background; whether no read hangs."""
         self._reader.close()
+        if self._newcomers is not None:
+            self._newcomers.close()
         if self._served is not None:
             self._served.close()
         return self._guard.close()
@@ -233,8 +241,8 @@ class Pipeline:
         self._come_down((), len(poi_ids), caller, descent)
         scored = self._scored(request.context.scenario_id, poi_ids, reading, distance_km, descent)
         degradation = descent.result()
-        if self._served is not None and degradation is None:
-            self._served.answered(request.context, reading.rows)
+        if degradation is None:
+            self._noted(request, context, reading)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
         ordered, propensities = self._order(scores, reading.poi_statuses, answer_id)
         best = ordered[:limit]
@@ -255,6 +263,13 @@ class Pipeline:
             degradation=degradation,
             propensities=propensities[:limit],
         )
+
+    def _noted(self, request: RankRequest | RecommendRequest, context: ContextReading, reading: Reading) -> None:
+        """What is kept of an answer for which all was read that there is."""
+        if self._served is not None:
+            self._served.answered(request.context, reading.rows)
+        if self._newcomers is not None:
+            self._newcomers.met(context, reading)
 
     def _order(
         self, scores: np.ndarray, statuses: tuple[ValueStatus, ...], answer_id: str

@@ -15,6 +15,7 @@ from feature_repo import columns
 from feature_repo.files import state_of
 from feature_repo.workspace import Workspace
 from serving.stages import Report, Stamp, code_of, quiet
+from trainers import wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +192,7 @@ def embed(workspace: Workspace, options: EmbedOptions, report: Report) -> bool:
         "embed-beside" if options.beside else "embed",
         versions=[config.version(space) for space in columns.KNOWLEDGE],
         sources=state_of(workspace.sources.glob("*.parquet")),
+        wanted=state_of(wanted.folder(workspace).glob("*.jsonl")),
         code=code_of("trainers/language", "feature_repo/scenes.py"),
     )
     if stamp.fresh:

@@ -2,7 +2,7 @@
 
 A text table has the columns key (user_id, poi_id, scenario_id or scene_value), `text`, `event_timestamp` and
 `created_timestamp`. Static texts are available from their entity's first appearance, the text of a scene value from
-the first impression whose scene has it, as nothing in either is learned from a log.
+the first impression whose scene has it, or the first request for it, as nothing in either is learned from a log.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from feature_repo import columns, scenes
 from feature_repo.aggregates import USER_STATE
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.workspace import Workspace
+from trainers import wanted
 
 CHUNK_ROWS = 65_536
 
@@ -43,7 +44,8 @@ def collect(workspace: Workspace, space: str) -> pa.Table:
 
 
 def scene_texts(workspace: Workspace) -> pa.Table:
-    """Every scene value that occurs in the impressions, or may occur as the last clicked category or specialty."""
+    """Every scene value that occurs in the impressions, may occur as the last clicked category or specialty, or was
+    asked for (`trainers.wanted`)."""
     schema = Schema.load(workspace.schema)
     first: dict[tuple[str, str], datetime] = {}
     for chunk in moments(workspace, schema):
@@ -52,6 +54,10 @@ def scene_texts(workspace: Workspace) -> pa.Table:
         pois = pq.read_table(_existing(workspace, "pois"), columns=[column, columns.CREATED_TIMESTAMP])
         _add_first(first, ((feature.name, pois[column], pois[columns.CREATED_TIMESTAMP]),))
     sentences = {f.name: f.sentence for f in scenes.features_of(schema)}
+    asked = ((*columns.feature_and_value(key), time) for key, time in wanted.read(workspace, SCENES).items())
+    for name, value, time in asked:
+        if name in sentences:
+            _add_first(first, ((name, pa.array([value]), pa.array([time], TIME)),))
     found = sorted((time, name, value) for (name, value), time in first.items())
     keys = [columns.scene_value(name, value) for _, name, value in found]
     texts = [sentences[name].replace("{value}", value) for _, name, value in found]

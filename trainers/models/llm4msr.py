@@ -153,14 +153,17 @@ class _Level(nn.Module):
         row_U, of_row_B = torch.unique(self.code.rows(id_B, batch), return_inverse=True)
         if not self.keeps or self.training or torch.is_grad_enabled():
             return Codes(self.code(row_U), of_row_B)
-        kept = self.kept or self._keep(row_U.device)
+        kept = self.kept
+        # Another thread may have put a longer matrix in place while codes of the shorter one were made.
+        if kept is None or len(kept.code_RC) != self.code.count:
+            kept = self._keep(row_U.device)
         codes = Codes(kept.code_RC[row_U], of_row_B)
         return replace(codes, layers=kept.layers.of(row_U)) if codes.few else codes
 
     def _keep(self, device: torch.device) -> _Kept:
         code_RC = self.code(torch.arange(self.code.count, device=device))
-        self.kept = _Kept(code_RC, self.layers.generate(code_RC))
-        return self.kept
+        kept = self.kept = _Kept(code_RC, self.layers.generate(code_RC))
+        return kept
 
     def fit(self, batch: Batch) -> None:
         self.code.fit(batch)

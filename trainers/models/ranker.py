@@ -86,6 +86,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.config = config
         self.scene_space = sizes.scene_space
+        self._known = {space: len(matrix_RV) for space, matrix_RV in matrices.items()}
         self.features = FeatureEmbedding(config.features, sizes, matrices)
         self.scene = (
             SceneUse(config.scene, sizes, matrices.get(sizes.scene_space), self.features, config.backbone.hidden_width)
@@ -119,6 +120,11 @@ class Ranker(nn.Module):
         self.features.extend_vectors(space, matrix_RV)
         if self.knowledge is not None:
             self.knowledge.extend_vectors(space, matrix_RV)
+        self._known[space] = len(matrix_RV)
+
+    def vectors_known(self, space: str) -> int:
+        """Rows of a space that batches may name; more after `extend_vectors`, once all parts know them."""
+        return self._known[space]
 
     def forward(self, batch: Batch, scene_UC: Tensor | None = None) -> Scores:
         """
