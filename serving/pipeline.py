@@ -194,17 +194,13 @@ class Pipeline:
 
     def start(self) -> None:
         """Begin what runs in the background."""
-        self._reader.start()
-        if self._newcomers is not None:
-            self._newcomers.start()
+        for part in filter(None, (self._reader, self._newcomers)):
+            part.start()
 
     def close(self) -> bool:
         """Write what is to be kept of the last answers, end what runs in the background; whether no read hangs."""
-        self._reader.close()
-        if self._newcomers is not None:
-            self._newcomers.close()
-        if self._served is not None:
-            self._served.close()
+        for part in filter(None, (self._reader, self._newcomers, self._served)):
+            part.close()
         return self._guard.close()
 
     def _read_context(
