@@ -20,6 +20,7 @@ from feature_repo import columns
 from feature_repo.files import state_of
 from serving.features import ContextReading, Reading
 from serving.online import ValueStatus
+from serving.request import RequestContext
 from trainers.bundle import Bundle
 from trainers.knowledge import SCENE_SPACE, VectorMatrix, load_matrix
 from trainers.wanted import WantedList
@@ -53,7 +54,7 @@ class Newcomers:
             self._thread.join(timeout=1.0)
         self._write()
 
-    def met(self, context: ContextReading, reading: Reading) -> None:
+    def answered(self, asked: RequestContext, context: ContextReading, reading: Reading) -> None:
         """Note who has no vector among the scene's values, the user, the scenario and the places of one answer."""
         for space in self._files:
             if space == SCENE_SPACE:

@@ -17,7 +17,7 @@ from serving.features import FeatureReader
 from serving.guard import StoreGuard
 from serving.newcomers import Newcomers
 from serving.online import ServiceMismatch, is_local
-from serving.pipeline import READS, Pipeline
+from serving.pipeline import READS, Keeper, Pipeline
 from serving.retriever import Retriever
 from serving.scorer import Scorer
 from serving.served import ServedLog
@@ -53,9 +53,9 @@ def open_pipeline(
     files = _knowledge_files(workspace, store, loaded)
     proven = _is_proven(bundle, loaded, unproven)
     retriever = None if index is None else Retriever.load(index)
-    served = None
+    keepers: list[Keeper] = [Newcomers(loaded, files, WantedList(workspace, files))]
     if served_share:
-        served = ServedLog(workspace.served, served_share, loaded.manifest.version, loaded.schema)
+        keepers.append(ServedLog(workspace.served, served_share, loaded.manifest.version, loaded.schema))
     reader, signer = FeatureReader(store, loaded, poi_age_s=poi_age_s), Signer(key_of(workspace.attribution_key))
     exploration = Exploration(explore) if explore else None
     return Pipeline(
@@ -63,12 +63,11 @@ def open_pipeline(
         Scorer(loaded),
         retriever,
         proven=proven,
-        served=served,
         signer=signer,
         exploration=exploration,
         guard=StoreGuard(READS, is_local=is_local(store)),
         texts=KnowledgeTexts(workspace, loaded.manifest.knowledge_versions),
-        newcomers=Newcomers(loaded, files, WantedList(workspace, files)),
+        keepers=keepers,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,6 @@ from serving.explain import Explanation, KnowledgeTexts, explain
 from serving.exploration import Exploration
 from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, check_scenes
 from serving.guard import StoreGuard, StoreSlow
-from serving.newcomers import Newcomers
 from serving.online import ServiceMismatch, ValueStatus, ViewReading
 from serving.request import (
     DEFAULT_CANDIDATES,
@@ -52,7 +51,6 @@ from serving.request import (
 )
 from serving.retriever import Retriever
 from serving.scorer import Probabilities, Scorer
-from serving.served import ServedLog
 from trainers.bundle import Bundle
 
 READS = 32  # of the store at the same time
@@ -98,11 +96,23 @@ class Ranking:
     propensities: np.ndarray
 
 
+class Keeper(Protocol):
+    """Keeps something of answers; safe to call from threads."""
+
+    def start(self) -> None:
+        """Begin what runs in the background."""
+
+    def answered(self, asked: RequestContext, context: ContextReading, reading: Reading) -> None:
+        """One answer, of which all was read that there is."""
+
+    def close(self) -> None:
+        """Write what is to be kept, end what runs in the background."""
+
+
 class Pipeline:
     """Answers requests with one bundle, one store and, for `recommend`, one index; safe to call from threads.
 
-    Raises ServiceMismatch if the index is of another data set than the bundle, or was built with other scene features
-    than this code computes.
+    Raises ServiceMismatch for an index of another data set, or of scene features that this code computes otherwise.
     """
 
     def __init__(
@@ -112,30 +122,27 @@ class Pipeline:
         retriever: Retriever | None = None,
         *,
         proven: bool = False,
-        served: ServedLog | None = None,
         signer: Signer | None = None,
         guard: StoreGuard | None = None,
         exploration: Exploration | None = None,
         texts: KnowledgeTexts | None = None,
-        newcomers: Newcomers | None = None,
+        keepers: Sequence[Keeper] = (),
     ) -> None:
         """
         Args:
             signer: of attribution tokens; None: one whose tokens nobody else takes.
             proven: whether a certificate says that this bundle's online and offline values agree; answers repeat it.
-            served: keeps what a sample of the answers was made of.
             guard: of the store; None: one of its own.
             exploration: how orders are drawn; None: they are those of the scores.
             texts: behind vectors, for explanations; None: they do without.
-            newcomers: what has no vector yet; None: it never gets one.
+            keepers: told of every answer that falls short of nothing.
         """
         self._texts = texts
-        self._newcomers = newcomers
         self._guard = guard or StoreGuard(READS)
         self._pace = Pace()
         self._cached = CachedScores()
         self._exploration = exploration
-        self._served = served
+        self._keepers = tuple(keepers)
         self.signer = signer or Signer()
         self.bundle = scorer.bundle
         self.proven = proven
@@ -194,13 +201,15 @@ class Pipeline:
 
     def start(self) -> None:
         """Begin what runs in the background."""
-        for part in filter(None, (self._reader, self._newcomers)):
-            part.start()
+        self._reader.start()
+        for keeper in self._keepers:
+            keeper.start()
 
     def close(self) -> bool:
         """Write what is to be kept of the last answers, end what runs in the background; whether no read hangs."""
-        for part in filter(None, (self._reader, self._newcomers, self._served)):
-            part.close()
+        self._reader.close()
+        for keeper in self._keepers:
+            keeper.close()
         return self._guard.close()
 
     def _read_context(
@@ -238,7 +247,8 @@ class Pipeline:
         scored = self._scored(request.context.scenario_id, poi_ids, reading, distance_km, descent)
         degradation = descent.result()
         if degradation is None:
-            self._noted(request, context, reading)
+            for keeper in self._keepers:
+                keeper.answered(request.context, context, reading)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
         ordered, propensities = self._order(scores, reading.poi_statuses, answer_id)
         best = ordered[:limit]
@@ -259,13 +269,6 @@ class Pipeline:
             degradation=degradation,
             propensities=propensities[:limit],
         )
-
-    def _noted(self, request: RankRequest | RecommendRequest, context: ContextReading, reading: Reading) -> None:
-        """What is kept of an answer for which all was read that there is."""
-        if self._served is not None:
-            self._served.answered(request.context, reading.rows)
-        if self._newcomers is not None:
-            self._newcomers.met(context, reading)
 
     def _order(
         self, scores: np.ndarray, statuses: tuple[ValueStatus, ...], answer_id: str

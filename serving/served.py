@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from feature_repo import columns
 from feature_repo.datasets.schema import TIME, Schema
 from feature_repo.scenes import EVENT_TIME_US
+from serving.features import ContextReading, Reading
 from serving.request import RequestContext
-from trainers.rows import Rows
 
 ROWS = 5000  # in memory before a file is written
 BUNDLE = b"bundle"  # a file's note of which bundle answered
@@ -44,12 +44,15 @@ class ServedLog:
         self._kept: list[pa.Table] = []
         self._lock = threading.Lock()
 
-    def answered(self, context: RequestContext, values: pa.Table | Rows) -> None:
+    def start(self) -> None:
+        """Nothing runs in the background."""
+
+    def answered(self, asked: RequestContext, context: ContextReading, reading: Reading) -> None:
         """Perhaps keep one answer's rows, as the ranker got them."""
         if random.random() >= self._share:
             return
         with self._lock:
-            self._kept.append(_with_request(Rows.of(values).table(), context, self._schema))
+            self._kept.append(_with_request(reading.table, asked, self._schema))
             if sum(map(len, self._kept)) >= self._most:
                 self._write()
 

@@ -138,7 +138,7 @@ def test_known_users_and_places_without_a_row_are_wanted_and_strangers_are_not(
             scene_inputs={"weather": "hail"},
         )  # fmt: skip
         found = reader.read_context(context, context.time_us or 0)
-        newcomers.met(found, reader.read_pois(found, [*poi_ids, "nowhere"]))
+        newcomers.answered(context, found, reader.read_pois(found, [*poi_ids, "nowhere"]))
     newcomers.close()
     vectors = load_matrix(workspace.knowledge / "poi_text.parquet")
     (last,) = [key for key, row in zip(vectors.keys.to_pylist(), vectors.rows, strict=True) if row == newest]

@@ -54,7 +54,7 @@ def moment_of(workspace: Workspace) -> Any:
 def serve(place: Workspace, bundle: Bundle, share: float = 1.0, rows: int = 25) -> Pipeline:
     """Answer ten requests in the minute after the store was filled."""
     kept = ServedLog(place.served, share, bundle.manifest.version, bundle.schema, rows)
-    pipeline = Pipeline(FeatureReader(open_store(place), bundle), Scorer(bundle), served=kept)
+    pipeline = Pipeline(FeatureReader(open_store(place), bundle), Scorer(bundle), keepers=[kept])
     pois = pq.read_table(place.source("pois"))[columns.POI_ID].to_pylist()
     for number in range(10):
         context = RequestContext(

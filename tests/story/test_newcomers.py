@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from feature_repo import columns
 from serving import demo
 from serving.client import Access, Asker, Recommender
+from serving.newcomers import Newcomers
 from serving.opening import open_pipeline
 from serving.request import Place, RankRequest, RequestContext
 from serving.v1 import recommender_pb2 as pb
@@ -54,8 +55,8 @@ def test_what_has_no_vector_is_listed_and_right_after_the_next_embedding_run(pro
 
     # A server that starts now gives the same answer to the last bit.
     pipeline = open_pipeline(workspace, workspace.bundles / "larr", None, unproven=True)
-    assert pipeline._newcomers is not None
-    pipeline._newcomers.look()
+    (newcomers,) = [keeper for keeper in pipeline._keepers if isinstance(keeper, Newcomers)]
+    newcomers.look()
     context = RequestContext(
         user_id=asker.user_id,
         scenario_id=asker.scenario_id,
