@@ -31,10 +31,11 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
 
     Args:
         load: opens and verifies the bundle of a name; None: this server answers with what it started with.
+        changed: is called when another bundle answers by an operator's word.
     """
 
-    def __init__(self, live: Live, load: Load | None) -> None:
-        self._live, self._load = live, load
+    def __init__(self, live: Live, load: Load | None, changed: Callable[[], None] = lambda: None) -> None:
+        self._live, self._load, self._changed = live, load, changed
         self._shadow: shadows.Shadow | None = None
         self._lock = threading.Lock()
 
@@ -57,11 +58,13 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
 
     def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:
         load = self._loader(request.bundle, context)
-        _carried_out(lambda: self._live.reload(load), f"reload of {request.bundle}", context)
+        _carried_out(lambda: self._live.reload(load, request.bundle), f"reload of {request.bundle}", context)
+        self._changed()
         return pb.ReloadResponse(serving=self._serving())
 
     def RollBack(self, request: pb.RollBackRequest, context: grpc.ServicerContext) -> pb.RollBackResponse:
         _carried_out(self._live.roll_back, "roll back", context)
+        self._changed()
         return pb.RollBackResponse(serving=self._serving())
 
     def Shadow(self, request: pb.ShadowRequest, context: grpc.ServicerContext) -> pb.ShadowResponse:

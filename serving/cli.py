@@ -7,7 +7,7 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded; spinning threads starve each other
 
@@ -274,7 +274,12 @@ def serve(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Requests answered at the same time.")] = 4,
     waiting: Annotated[int, typer.Option(min=0, help="Further requests that wait; more are refused.")] = 16,
-    metrics_port: Annotated[int | None, typer.Option(help="Prometheus metrics on 127.0.0.1.")] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Server processes behind the address, each with its workers: one a core.")
+    ] = 1,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Prometheus metrics on 127.0.0.1; of further processes on the next ports.")
+    ] = None,
     unproven: Annotated[
         bool, typer.Option("--unproven", help="Take a bundle without a valid certificate; every answer says so.")
     ] = False,
@@ -291,11 +296,14 @@ def serve(
     log_level: LogLevelOption = LogLevel.INFO,
     trace: TraceOption = False,
     workspace: WorkspaceOption = None,
+    agreed: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Answer Rank and Recommend over gRPC until SIGTERM."""
-    from serving import auth, logs, server, tracing
+    from serving import auth, lifetime, logs, server, tracing
 
     logs.configure(log_format, log_level)
+    if processes > 1:
+        _serve_together(processes, model, address, metrics_port)
     with explained():
         if (certificate is None) != (key is None):
             raise ValueError("TLS needs both --certificate and --key")
@@ -310,10 +318,11 @@ def serve(
             tokens=auth.tokens_from(token_file),
             metrics_port=metrics_port,
             observers=(tracing.exported(),) if trace else (),
+            agreed=agreed,
         )
         found = target.index if target.index.exists() else None
         host = address.rsplit(":", 1)[0]
-        server.serve(
+        lifetime.serve(
             target,
             target.bundles / model,
             found,
@@ -324,6 +333,26 @@ def serve(
             explore=explore,
             started=lambda running: typer.echo(f"serving {model} on {host}:{running.port}"),
         )
+
+
+def _serve_together(count: int, model: str, address: str, metrics_port: int | None) -> NoReturn:
+    """This very command in several processes, which share the address."""
+    from serving import processes
+    from serving.server import ServerOptions
+
+    def command(n: int, shared: str, agreed: Path) -> list[str]:
+        # Of an option that is given twice the last one counts.
+        changed = ["--processes", "1", "--address", shared, "--agreed", str(agreed)]
+        changed += [] if metrics_port is None else ["--metrics-port", str(metrics_port + n)]
+        return [sys.executable, "-m", "serving.cli", *sys.argv[1:], *changed]
+
+    host = address.rsplit(":", 1)[0]
+    grace_seconds = 2 * ServerOptions().grace_seconds  # a process that hangs ends itself before
+    with explained():
+        status = processes.serve(
+            command, count, address, grace_seconds, lambda port: typer.echo(f"serving {model} on {host}:{port}")
+        )
+    raise typer.Exit(status)
 
 
 for question in cli_ask.VERBS:

@@ -26,8 +26,8 @@ class NothingBefore(RuntimeError):
 class _Held:
     """A pipeline and how many requests hold it."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, name: str) -> None:
+        self.pipeline, self.name = pipeline, name
         self.since_us = time.time_ns() // 1000
         self.users = 0
         self.is_retired = False
@@ -38,12 +38,15 @@ class Live:
 
     Args:
         told: is called with whatever pipeline begins to answer.
+        name: of the bundle, in its workspace.
     """
 
-    def __init__(self, pipeline: Pipeline, told: Callable[[Pipeline], None] = lambda pipeline: None) -> None:
+    def __init__(
+        self, pipeline: Pipeline, told: Callable[[Pipeline], None] = lambda pipeline: None, name: str = ""
+    ) -> None:
         self._told = told
         told(pipeline)
-        self._current = _Held(pipeline)
+        self._current = _Held(pipeline, name)
         self._previous: _Held | None = None
         self._lock = threading.Lock()
         self._changing = threading.Lock()
@@ -51,6 +54,11 @@ class Live:
     @property
     def current(self) -> Pipeline:
         return self._current.pipeline
+
+    @property
+    def name(self) -> str:
+        """Of the current one's bundle."""
+        return self._current.name
 
     @property
     def since_us(self) -> int:
@@ -99,8 +107,8 @@ class Live:
         pipeline.start()
         return pipeline
 
-    def reload(self, load: Callable[[], Pipeline]) -> None:
-        """Have another pipeline answer once it is loaded.
+    def reload(self, load: Callable[[], Pipeline], name: str = "") -> None:
+        """Have another pipeline answer once it is loaded, of the bundle of this name.
 
         Raises Changing, and what `opened` raises; what answered before goes on.
         """
@@ -108,7 +116,7 @@ class Live:
             pipeline = self.opened(load)
             with self._lock:
                 gone, self._previous = self._previous, self._current
-                self._current = _Held(pipeline)
+                self._current = _Held(pipeline, name)
             self._told(pipeline)
             self._retire(gone)
 

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,28 +18,26 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
-import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from feature_repo.stores.packed import StoreUnavailable
-from feature_repo.workspace import Workspace
-from serving import logs, observe, wire
+from serving import agreement, logs, observe, wire
 from serving.admin import AdminServicer, Load
 from serving.admission import Admission, Expired, Gone, Overloaded
+from serving.agreement import Follower
 from serving.auth import Tls, TokenInterceptor, Tokens, require_loopback
 from serving.calibration import Calibration
 from serving.degrade import Caller
 from serving.dependencies import INTERVAL_S, Dependencies
 from serving.feedback import FeedbackBusy, FeedbackLog
 from serving.feedback_streams import Stopping, Streams, TooManyStreams
-from serving.feedback_tables import FeedbackUnavailable, url_of
+from serving.feedback_tables import FeedbackUnavailable
 from serving.live import Live
 from serving.malformed import MalformedInterceptor
 from serving.metrics import Metrics
 from serving.observe import Observer, ObservingInterceptor
-from serving.opening import open_pipeline
 from serving.pipeline import NoIndex, Pipeline, Ranking
 from serving.request import InvalidRequest, RankRequest, RecommendRequest
 from serving.v1 import admin_pb2
@@ -75,6 +70,7 @@ class ServerOptions:
         metrics_port: where `/metrics` is served over HTTP, on 127.0.0.1; None: nowhere.
         observers: told of every request, beside the metrics and the log.
         ask_seconds: between questions whether the store and the feedback database are there.
+        agreed: the file by which processes that share the address agree on what answers; None: this one has it alone.
     """
 
     address: str = "127.0.0.1:0"
@@ -88,6 +84,7 @@ class ServerOptions:
     metrics_port: int | None = None
     observers: tuple[Observer, ...] = ()
     ask_seconds: float = INTERVAL_S
+    agreed: Path | None = None
 
 
 class NoFeedback(RuntimeError):
@@ -252,6 +249,7 @@ class RunningServer:
     streams: Streams
     dependencies: Dependencies
     calibration: Calibration | None
+    follower: Follower | None
     port: int
     metrics_port: int | None
     grace_seconds: float
@@ -260,6 +258,8 @@ class RunningServer:
         """Say NOT_SERVING, take no new calls, wait for those under way; whether none of them hangs."""
         end = time.monotonic() + self.grace_seconds
         self.dependencies.stop()
+        if self.follower is not None:
+            self.follower.close()
         if self.calibration is not None:
             self.calibration.stop()
         self.health.enter_graceful_shutdown()
@@ -273,13 +273,18 @@ class RunningServer:
 
 
 def create_server(
-    pipeline: Pipeline, options: ServerOptions, feedback: FeedbackLog | None = None, load: Load | None = None
+    pipeline: Pipeline,
+    options: ServerOptions,
+    feedback: FeedbackLog | None = None,
+    load: Load | None = None,
+    name: str = "",
 ) -> RunningServer:
     """Start answering.
 
     Args:
         feedback: without, none is taken.
         load: opens the bundle of a name, to be served in place of the pipeline; without, there is no other one.
+        name: of the pipeline's bundle.
 
     Raises AuthError for plain text on an address that other machines can reach, FileError for TLS files that cannot be
     used, RuntimeError if the address is taken.
@@ -305,13 +310,15 @@ def create_server(
             # Two limits, soft and hard: between them gRPC refuses by chance.
             ("grpc.max_metadata_size", options.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", options.max_metadata_bytes),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(options.agreed is not None)),
         ],
     )
     admission = Admission(options.workers, options.waiting)
     metrics.follow(admission)
-    live = Live(pipeline, lambda begun: metrics.serves(begun.bundle.manifest.model, begun.bundle.manifest.version))
-    admin = AdminServicer(live, load)
+    live = Live(
+        pipeline, lambda begun: metrics.serves(begun.bundle.manifest.model, begun.bundle.manifest.version), name
+    )
+    admin = AdminServicer(live, load, partial(_say, options.agreed, live))
     calibration = None if feedback is None else Calibration(pipeline.signer, feedback.outcomes, metrics.came)
     servicer = RecommenderServicer(live, admin, metrics, admission, feedback, streams, calibration)
     admin_grpc.add_AdminServiceServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
@@ -328,9 +335,27 @@ def create_server(
     for name in ("", SERVICE):
         life.set(name, health_pb2.HealthCheckResponse.SERVING)
     asked = Dependencies(life, _questions(live, feedback), metrics.found, interval_s=options.ask_seconds)
+    follower = Follower(options.agreed, live, load) if options.agreed is not None and load is not None else None
     return RunningServer(
-        server, live, admin, life, admission, streams, asked, calibration, port, metrics_port, options.grace_seconds
+        server,
+        live,
+        admin,
+        life,
+        admission,
+        streams,
+        asked,
+        calibration,
+        follower,
+        port,
+        metrics_port,
+        options.grace_seconds,
     )
+
+
+def _say(agreed: Path | None, live: Live) -> None:
+    """Let the processes behind the same port know what answers here."""
+    if agreed is not None:
+        agreement.say(agreed, agreement.Agreed(live.name, agreement.version_of(live.current)))
 
 
 def _questions(live: Live, feedback: FeedbackLog | None) -> dict[str, Callable[[], bool]]:
@@ -341,46 +366,3 @@ def _questions(live: Live, feedback: FeedbackLog | None) -> dict[str, Callable[[
     if live.current.retriever is not None:
         questions["index"] = lambda: True  # in memory
     return questions
-
-
-def serve(
-    workspace: Workspace,
-    bundle: Path,
-    index: Path | None,
-    options: ServerOptions,
-    *,
-    unproven: bool = False,
-    served_share: float = 0.0,
-    poi_age_s: float = 0.0,
-    explore: float = 0.0,
-    started: Callable[[RunningServer], None] = lambda server: None,
-) -> None:
-    """Answer until SIGTERM or SIGINT, then drain and return.
-
-    Args:
-        unproven, served_share, poi_age_s, explore: see `open_pipeline`.
-        started: called once the server answers; a command line prints the port here.
-    """
-    torch.set_num_threads(1)  # one core a request: requests run side by side
-
-    def load(folder: Path) -> Pipeline:
-        return open_pipeline(
-            workspace, folder, index, unproven=unproven, served_share=served_share, poi_age_s=poi_age_s, explore=explore
-        )
-
-    pipeline = load(bundle)
-    pipeline.start()
-    feedback = FeedbackLog(url_of(workspace))
-    running = create_server(pipeline, options, feedback, lambda name: load(workspace.bundles / name))
-    # Not an Event: its lock would be held already by the thread that a signal interrupts on its way into waiting.
-    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda arrived, _: signals.put(arrived))
-    started(running)
-    signals.get()
-    ended = [running.stop(), feedback.close()]
-    left_behind = not running.live.close()
-    if not all(ended):
-        log.error("a call hangs, as where a database does not answer; leaving without it")
-    if left_behind or not all(ended):
-        os._exit(0 if all(ended) else 1)  # the interpreter would wait for its thread for ever

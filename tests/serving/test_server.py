@@ -26,7 +26,8 @@ SERVE = """
 import sys
 from pathlib import Path
 from feature_repo.workspace import activate
-from serving.server import ServerOptions, serve
+from serving.lifetime import serve
+from serving.server import ServerOptions
 
 def started(server):
     loaded = {name.split(".")[0] for name in sys.modules}

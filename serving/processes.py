@@ -1,0 +1,159 @@
+"""Several server processes behind one port: started together, one that dies is replaced, stopped together.
+
+Python answers on one core a process. The kernel hands each new connection to one of the processes (SO_REUSEPORT), so a
+caller that wants all of them opens several connections.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+START_S = 120.0  # to load a bundle, on a busy machine
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # before a process that died is replaced
+ANSWERS = re.compile(r"^serving .* on \S+:\d+$")
+
+
+@dataclass
+class _Worker:
+    """One of the processes, and those that take its place."""
+
+    command: list[str]
+    process: subprocess.Popen[str]
+    answers: threading.Event = field(default_factory=threading.Event)
+
+
+def serve(
+    command: Callable[[int, str, Path], Sequence[str]],
+    count: int,
+    address: str,
+    grace_seconds: float,
+    started: Callable[[int], None],
+) -> int:
+    """Run `count` processes until SIGTERM or SIGINT; returns the status to end with.
+
+    A process that ends before it ever answered ends all: what keeps it from starting keeps every other one too.
+
+    Args:
+        command: of process n, on an address, with the file by which the processes agree on what answers.
+        grace_seconds: that a process may take to stop.
+        started: is called with the port once all of them answer.
+    Raises:
+        OSError: the address is taken or is none.
+    """
+    stops = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stops.set())
+    host = address.rsplit(":", 1)[0]
+    with closing(reserved(address)) as place, tempfile.TemporaryDirectory(prefix="scenerank-") as folder:
+        port: int = place.getsockname()[1]
+        commands = [list(command(n, f"{host}:{port}", Path(folder) / "agreed.json")) for n in range(count)]
+        workers = [_Worker(c, _begun(c)) for c in commands]
+        try:
+            if not _all_answer(workers, stops):
+                return max(_end(workers, grace_seconds), 1)
+            started(port)
+            watches = [
+                threading.Thread(target=_replaced, args=(worker, stops), name=f"process {n}")
+                for n, worker in enumerate(workers)
+            ]
+            for watch in watches:
+                watch.start()
+            stops.wait()
+            for watch in watches:
+                watch.join()
+        finally:
+            status = _end(workers, grace_seconds)
+        return status
+
+
+def reserved(address: str) -> socket.socket:
+    """A socket that holds an address for processes that share it, and takes no connection itself.
+
+    Raises OSError if another program has it, or if it is none.
+    """
+    host, _, port = address.rpartition(":")
+    family, kind, protocol, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as alone:
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        alone.bind(place)  # fails where somebody listens, sharing or not
+    shared = socket.socket(family, kind, protocol)
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    shared.bind(place)
+    return shared
+
+
+def _begun(command: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _all_answer(workers: Sequence[_Worker], stops: threading.Event) -> bool:
+    """Wait until all of them answer; false where one ends, takes too long, or a stop comes first."""
+    for worker in workers:
+        _listen(worker)
+    end = time.monotonic() + START_S
+    while not all(worker.answers.is_set() for worker in workers):
+        if stops.wait(0.05) or time.monotonic() > end or any(worker.process.poll() is not None for worker in workers):
+            return False
+    return True
+
+
+def _listen(worker: _Worker) -> None:
+    """Read what a process prints: that it answers. Else its pipe would fill."""
+
+    def read() -> None:
+        assert worker.process.stdout is not None
+        for line in worker.process.stdout:
+            if ANSWERS.match(line.rstrip()):
+                worker.answers.set()
+
+    threading.Thread(target=read, name="output", daemon=True).start()
+
+
+def _replaced(worker: _Worker, stops: threading.Event) -> None:
+    """Start a process again whenever it ends, the later the less it lived."""
+    wait_s = FIRST_WAIT_S
+    while not stops.wait(0.1):
+        if worker.process.poll() is None:
+            wait_s = FIRST_WAIT_S if worker.answers.is_set() else wait_s
+            continue
+        log.error("a server process ended with status %s; another one starts", worker.process.returncode)
+        if stops.wait(wait_s):
+            return
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        worker.answers.clear()
+        worker.process = _begun(worker.command)
+        _listen(worker)
+
+
+def _end(workers: Sequence[_Worker], grace_seconds: float) -> int:
+    """Stop all, those that hang by force; the worst of their statuses."""
+    for worker in workers:
+        if worker.process.poll() is None:
+            worker.process.terminate()
+    end = time.monotonic() + grace_seconds
+    for worker in workers:
+        try:
+            worker.process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.error("a server process hangs and is killed")
+            worker.process.kill()
+            worker.process.wait()
+    return max(_status(worker) for worker in workers)
+
+
+def _status(worker: _Worker) -> int:
+    """How a process ended; one that was stopped while it started has nothing to finish."""
+    code = worker.process.returncode
+    return 0 if code == -signal.SIGTERM and not worker.answers.is_set() else abs(code)

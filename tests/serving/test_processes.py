@@ -1,0 +1,202 @@
+"""Several processes behind one port: real ones, that are killed, told to answer with another bundle, and stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from feature_repo.workspace import Workspace
+from serving import agreement, processes
+from serving.agreement import Agreed, Follower
+from serving.client import Asker, Recommender
+from serving.live import Live
+from serving.opening import open_pipeline
+from serving.operator_client import Operator
+from serving.v1 import admin_pb2, admin_pb2_grpc
+from tests.conftest import ROOT, Project
+from trainers import bundle as bundles
+
+# Says that it answers, with a line of its own in a file, and lives until it is told to stop, or ends by itself.
+PROGRAM = """
+import os, signal, sys, time
+n, address, seconds, log = sys.argv[1:]
+if float(seconds) == 0:
+    sys.exit(3)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+print("a warning of some library", flush=True)
+print(f"serving it on {address}", flush=True)
+with open(log, "a") as file:
+    file.write(f"{n} {os.getpid()}\\n")
+time.sleep(float(seconds))
+sys.exit(1)
+"""
+SUPERVISE = """
+import sys
+from pathlib import Path
+from serving import processes
+log, address, *seconds = sys.argv[1:]
+def command(n, shared, agreed):
+    return [sys.executable, "-c", Path(log).with_name("program.py").read_text(), str(n), shared, seconds[n], log]
+sys.exit(processes.serve(command, len(seconds), address, 5.0, lambda port: print("all on", port, flush=True)))
+"""
+
+
+def supervised(folder: Path, *seconds: str, address: str = "127.0.0.1:0") -> subprocess.Popen[str]:
+    """Programs that live so long, looked after by a process of its own."""
+    (folder / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-c", SUPERVISE, str(folder / "log"), address, *seconds]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def lines(folder: Path) -> list[tuple[str, int]]:
+    log = folder / "log"
+    return [(n, int(pid)) for n, pid in map(str.split, log.read_text().splitlines())] if log.exists() else []
+
+
+def within(true: Callable[[], Any], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_one_that_dies_is_replaced_and_all_end_together(tmp_path: Path) -> None:
+    with supervised(tmp_path, "100", "100") as looking_after:
+        assert looking_after.stdout is not None
+        assert looking_after.stdout.readline().startswith("all on ")
+        (killed,) = [pid for n, pid in lines(tmp_path) if n == "1"]
+        os.kill(killed, signal.SIGKILL)
+        within(lambda: len(lines(tmp_path)) == 3)
+        assert [n for n, _ in lines(tmp_path)].count("1") == 2
+        looking_after.terminate()
+        assert looking_after.wait(10) == 0
+        for _, pid in lines(tmp_path):
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+
+def test_where_one_cannot_start_none_goes_on(tmp_path: Path) -> None:
+    with supervised(tmp_path, "100", "0") as looking_after:
+        printed, _ = looking_after.communicate(timeout=30)
+        assert looking_after.returncode == 3 and "all on" not in printed
+
+
+def test_a_stop_while_they_start_is_a_stop(tmp_path: Path) -> None:
+    with supervised(tmp_path, "100") as looking_after:
+        within(lambda: lines(tmp_path))
+        looking_after.terminate()
+        looking_after.communicate(timeout=30)
+
+
+def test_an_address_that_is_taken_is_an_error() -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="in use"):
+            processes.reserved(f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+def asked(address: str, connections: int = 16) -> dict[int, str]:
+    """Since when each process that is reached answers, and with which version: each connection is to one process."""
+    found = {}
+    for _ in range(connections):
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(address, alone) as channel:
+            stub = admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
+            serving = stub.GetServing(admin_pb2.GetServingRequest(), timeout=60, wait_for_ready=True).serving
+            found[serving.since.ToNanoseconds()] = serving.current.version
+    return found
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Of every thread."""
+    files = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(pid) for file in files for pid in file.read_text().split()]
+
+
+def test_they_agree_on_what_answers_and_one_that_died_comes_back_to_it(
+    workspace: Workspace, asker: Asker, poi_ids: list[str]
+) -> None:
+    project = Project(ROOT, workspace)
+    larr, ple = (bundles.load(workspace.bundles / name).manifest.version for name in ("larr", "ple"))
+    with project.served("--unproven", "--processes", "2", "--workers", "1") as served:
+
+        def both_answer_with(version: str) -> bool:
+            return list(asked(served.address).values()) == [version, version]
+
+        assert len(children(served.process)) == 2
+        within(lambda: both_answer_with(larr))
+        with Operator(served.address) as operator:
+            assert operator.reload("ple").current.version == ple
+        within(lambda: both_answer_with(ple))
+        killed = children(served.process)[0]
+        os.kill(killed, signal.SIGKILL)
+        within(lambda: both_answer_with(ple))
+        assert killed not in children(served.process)
+        with Operator(served.address) as operator:
+            operator.reload("larr")
+        within(lambda: both_answer_with(larr))
+        with Recommender(served.address) as client:
+            assert client.rank(asker, poi_ids).model.version == larr
+        served.process.terminate()
+        assert served.process.wait(60) == 0
+
+
+@pytest.fixture
+def live(workspace: Workspace) -> Iterator[Live]:
+    live = Live(open_pipeline(workspace, workspace.bundles / "larr", None, unproven=True), name="larr")
+    yield live
+    live.close()
+
+
+def test_followers_go_back_at_once_load_what_is_new_and_refuse_what_is_another_by_now(
+    workspace: Workspace, live: Live, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> Any:
+        loaded.append(name)
+        return open_pipeline(workspace, workspace.bundles / name, None, unproven=True)
+
+    path, larr = tmp_path / "agreed.json", agreement.version_of(live.current)
+    follower = Follower(path, live, load, every_s=3600)
+    follower.look()
+    assert live.name == "larr" and not loaded
+    ple = bundles.load(workspace.bundles / "ple").manifest.version
+    agreement.say(path, Agreed("ple", ple))
+    follower.look()
+    follower.look()
+    assert (live.name, agreement.version_of(live.current), loaded) == ("ple", ple, ["ple"])
+    agreement.say(path, Agreed("larr", larr))
+    follower.look()
+    assert (live.name, loaded) == ("larr", ["ple"])
+    for said in (Agreed("ple", "another"), Agreed("none", "another")):
+        agreement.say(path, said)
+        follower.look()
+        follower.look()
+        assert live.name == "larr" and "cannot follow to" in caplog.text
+    assert loaded == ["ple", "ple", "none"]  # what was refused is not tried again and again
+    follower.close()
+
+
+def test_a_process_whose_parent_is_gone_ends(live: Live, tmp_path: Path) -> None:
+    ended = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        follower = Follower(tmp_path / "agreed.json", live, lambda name: live.current, every_s=0.05)
+        follower._parent = -1
+        assert ended.wait(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
