@@ -7,7 +7,7 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded; spinning threads starve each other
 
@@ -16,16 +16,12 @@ import typer
 from feature_repo.datasets.choose import DatasetName, Options, choose
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import DEFAULT, Workspace, activate
-from serving import cli_admin, cli_ask, cli_language, cli_store
-from serving.logs import LogFormat, LogLevel
+from serving import cli_admin, cli_ask, cli_language, cli_serve, cli_store
 from serving.options import (
     FromOption,
     LanguageModelOption,
-    LogFormatOption,
-    LogLevelOption,
     ModelOption,
     SizeOption,
-    TraceOption,
     UsersOption,
     WorkspaceOption,
     explained,
@@ -260,103 +256,8 @@ def index(
         screen.console.print(screen.retrieval_table(demo.index_metrics(target)))
 
 
-@app.command()
-def serve(
-    model: ModelOption = "larr",
-    address: Annotated[str, typer.Option(help="Host and port; port 0: any free one.")] = "127.0.0.1:50051",
-    certificate: Annotated[Path | None, typer.Option(help="PEM; with --key, TLS. Needed beyond this machine.")] = None,
-    key: Annotated[Path | None, typer.Option(help="PEM of the certificate's private key.")] = None,
-    client_ca: Annotated[
-        Path | None, typer.Option(help="PEM; clients must show a certificate that it signed (mutual TLS).")
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="Callers must send one of its tokens: a line each, with the token's scopes.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Requests answered at the same time.")] = 4,
-    waiting: Annotated[int, typer.Option(min=0, help="Further requests that wait; more are refused.")] = 16,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Server processes behind the address, each with its workers: one a core.")
-    ] = 1,
-    metrics_port: Annotated[
-        int | None, typer.Option(help="Prometheus metrics on 127.0.0.1; of further processes on the next ports.")
-    ] = None,
-    unproven: Annotated[
-        bool, typer.Option("--unproven", help="Take a bundle without a valid certificate; every answer says so.")
-    ] = False,
-    served_share: Annotated[
-        float, typer.Option(help="Of the answers whose values are kept in WORKSPACE/served, for prove.")
-    ] = 0.0,
-    poi_age: Annotated[
-        float, typer.Option(min=0.0, help="Seconds that a POI's values may be old; 0: read with each request.")
-    ] = 10.0,
-    explore: Annotated[
-        float, typer.Option(min=0.0, help="Draw orders from the scores, with this temperature in logits; 0: do not.")
-    ] = 0.0,
-    log_format: LogFormatOption = LogFormat.TEXT,
-    log_level: LogLevelOption = LogLevel.INFO,
-    trace: TraceOption = False,
-    workspace: WorkspaceOption = None,
-    agreed: Annotated[Path | None, typer.Option(hidden=True)] = None,
-) -> None:
-    """Answer Rank and Recommend over gRPC until SIGTERM."""
-    from serving import auth, lifetime, logs, server, tracing
-
-    logs.configure(log_format, log_level)
-    if processes > 1:
-        _serve_together(processes, model, address, metrics_port)
-    with explained():
-        if (certificate is None) != (key is None):
-            raise ValueError("TLS needs both --certificate and --key")
-        if client_ca is not None and certificate is None:
-            raise ValueError("--client-ca needs --certificate and --key: clients are known by TLS")
-        target = workspace_of(workspace)
-        options = server.ServerOptions(
-            address=address,
-            workers=workers,
-            waiting=waiting,
-            tls=auth.Tls(certificate=certificate, key=key, client_ca=client_ca) if certificate and key else None,
-            tokens=auth.tokens_from(token_file),
-            metrics_port=metrics_port,
-            observers=(tracing.exported(),) if trace else (),
-            agreed=agreed,
-        )
-        found = target.index if target.index.exists() else None
-        host = address.rsplit(":", 1)[0]
-        lifetime.serve(
-            target,
-            target.bundles / model,
-            found,
-            options,
-            unproven=unproven,
-            served_share=served_share,
-            poi_age_s=poi_age,
-            explore=explore,
-            started=lambda running: typer.echo(f"serving {model} on {host}:{running.port}"),
-        )
-
-
-def _serve_together(count: int, model: str, address: str, metrics_port: int | None) -> NoReturn:
-    """This very command in several processes, which share the address."""
-    from serving import processes
-    from serving.server import ServerOptions
-
-    def command(n: int, shared: str, agreed: Path) -> list[str]:
-        # Of an option that is given twice the last one counts.
-        changed = ["--processes", "1", "--address", shared, "--agreed", str(agreed)]
-        changed += [] if metrics_port is None else ["--metrics-port", str(metrics_port + n)]
-        return [sys.executable, "-m", "serving.cli", *sys.argv[1:], *changed]
-
-    host = address.rsplit(":", 1)[0]
-    grace_seconds = 2 * ServerOptions().grace_seconds  # a process that hangs ends itself before
-    with explained():
-        status = processes.serve(
-            command, count, address, grace_seconds, lambda port: typer.echo(f"serving {model} on {host}:{port}")
-        )
-    raise typer.Exit(status)
-
-
-for question in cli_ask.VERBS:
-    app.command()(question)
+for other in (cli_serve.serve, *cli_ask.VERBS):
+    app.command()(other)
 
 
 if __name__ == "__main__":

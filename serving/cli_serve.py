@@ -1,0 +1,129 @@
+"""The verb that answers: `scenerank serve`, in one process or in several that share the address."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from serving.logs import LogFormat, LogLevel
+from serving.options import (
+    LogFormatOption,
+    LogLevelOption,
+    ModelOption,
+    TraceOption,
+    WorkspaceOption,
+    explained,
+    workspace_of,
+)
+
+CertificateOption = Annotated[Path | None, typer.Option(help="PEM; with --key, TLS. Needed beyond this machine.")]
+ClientCaOption = Annotated[
+    Path | None, typer.Option(help="PEM; clients must show a certificate that it signed (mutual TLS).")
+]
+TokenFileOption = Annotated[
+    Path | None, typer.Option(help="Callers must send one of its tokens: a line each, with the token's scopes.")
+]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Requests answered at the same time.")]
+WaitingOption = Annotated[int, typer.Option(min=0, help="Further requests that wait; more are refused.")]
+ProcessesOption = Annotated[
+    int, typer.Option(min=1, help="Server processes behind the address, each with its workers: one a core.")
+]
+MetricsPortOption = Annotated[
+    int | None, typer.Option(help="Prometheus metrics on 127.0.0.1; of further processes on the next ports.")
+]
+UnprovenOption = Annotated[
+    bool, typer.Option("--unproven", help="Take a bundle without a valid certificate; every answer says so.")
+]
+ServedShareOption = Annotated[
+    float, typer.Option(help="Of the answers whose values are kept in WORKSPACE/served, for prove.")
+]
+PoiAgeOption = Annotated[
+    float, typer.Option(min=0.0, help="Seconds that a POI's values may be old; 0: read with each request.")
+]
+ExploreOption = Annotated[
+    float, typer.Option(min=0.0, help="Draw orders from the scores, with this temperature in logits; 0: do not.")
+]
+KeyOption = Annotated[Path | None, typer.Option(help="PEM of the certificate's private key.")]
+ListenOption = Annotated[str, typer.Option(help="Host and port; port 0: any free one.")]
+AgreedOption = Annotated[Path | None, typer.Option(hidden=True)]
+
+
+def serve(
+    model: ModelOption = "larr",
+    address: ListenOption = "127.0.0.1:50051",
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    client_ca: ClientCaOption = None,
+    token_file: TokenFileOption = None,
+    workers: WorkersOption = 4,
+    waiting: WaitingOption = 16,
+    processes: ProcessesOption = 1,
+    metrics_port: MetricsPortOption = None,
+    unproven: UnprovenOption = False,
+    served_share: ServedShareOption = 0.0,
+    poi_age: PoiAgeOption = 10.0,
+    explore: ExploreOption = 0.0,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_level: LogLevelOption = LogLevel.INFO,
+    trace: TraceOption = False,
+    workspace: WorkspaceOption = None,
+    agreed: AgreedOption = None,
+) -> None:
+    """Answer Rank and Recommend over gRPC until SIGTERM."""
+    from serving import auth, lifetime, logs, server, tracing
+
+    logs.configure(log_format, log_level)
+    if processes > 1:
+        _serve_together(processes, model, address, metrics_port)
+    with explained():
+        if (certificate is None) != (key is None):
+            raise ValueError("TLS needs both --certificate and --key")
+        if client_ca is not None and certificate is None:
+            raise ValueError("--client-ca needs --certificate and --key: clients are known by TLS")
+        target = workspace_of(workspace)
+        options = server.ServerOptions(
+            address=address,
+            workers=workers,
+            waiting=waiting,
+            tls=auth.Tls(certificate=certificate, key=key, client_ca=client_ca) if certificate and key else None,
+            tokens=auth.tokens_from(token_file),
+            metrics_port=metrics_port,
+            observers=(tracing.exported(),) if trace else (),
+            agreed=agreed,
+        )
+        found = target.index if target.index.exists() else None
+        host = address.rsplit(":", 1)[0]
+        lifetime.serve(
+            target,
+            target.bundles / model,
+            found,
+            options,
+            unproven=unproven,
+            served_share=served_share,
+            poi_age_s=poi_age,
+            explore=explore,
+            started=lambda running: typer.echo(f"serving {model} on {host}:{running.port}"),
+        )
+
+
+def _serve_together(count: int, model: str, address: str, metrics_port: int | None) -> NoReturn:
+    """This very command in several processes, which share the address."""
+    from serving import processes
+    from serving.server import ServerOptions
+
+    def command(n: int, shared: str, agreed: Path) -> list[str]:
+        # Of an option that is given twice the last one counts.
+        changed = ["--processes", "1", "--address", shared, "--agreed", str(agreed)]
+        changed += [] if metrics_port is None else ["--metrics-port", str(metrics_port + n)]
+        return [sys.executable, "-m", "serving.cli", *sys.argv[1:], *changed]
+
+    host = address.rsplit(":", 1)[0]
+    grace_seconds = 2 * ServerOptions().grace_seconds  # a process that hangs ends itself before
+    with explained():
+        status = processes.serve(
+            command, count, address, grace_seconds, lambda port: typer.echo(f"serving {model} on {host}:{port}")
+        )
+    raise typer.Exit(status)
