@@ -47,8 +47,9 @@ test-full: setup ## Every suite at full size, those on Ray and Spark too (half a
 
 audit: setup ## Known vulnerabilities of what is installed, where advisories can be reached
 	@test -x $(VENV)/audit/bin/python || $(PYTHON) -m venv $(VENV)/audit
-	@$(VENV)/audit/bin/python -m pip install --quiet 'pip-audit>=2.9,<3'
-	@$(VENV)/audit/bin/python .ci/audit $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	@if $(VENV)/audit/bin/python -m pip install --quiet 'pip-audit>=2.9,<3'; \
+	  then $(VENV)/audit/bin/python .ci/audit "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	  else echo 'no pip-audit to be had, nothing was audited'; fi
 
 check: setup ## Lint, format and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
