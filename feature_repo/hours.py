@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -35,9 +36,17 @@ def decode(text: str) -> np.ndarray:
 def is_open(texts: Sequence[str | None], hour_of_week: np.ndarray) -> np.ndarray:
     """For n POIs and n local hours of the week (0..167), or one for all: 1.0 open, 0.0 closed, NaN where hours are
     unknown."""
+    if len(hour_of_week) == 1:  # of a request: the same places are asked for again and again
+        hour = int(hour_of_week[0])
+        return np.array([_is_open_at(text, hour) if text else np.nan for text in texts], dtype=np.float64)
     codes, known = pd.factorize(np.array([text or None for text in texts], dtype=object))
     tables = np.array([*(decode(text) for text in known), np.full(HOURS_A_WEEK, np.nan)], dtype=np.float64)
     return tables[codes, hour_of_week]  # code -1, no hours, is the last table
+
+
+@lru_cache(maxsize=1 << 17)
+def _is_open_at(text: str, hour: int) -> float:
+    return float(decode(text)[hour])
 
 
 def hour_of_week(times_us: np.ndarray, timezone: str) -> np.ndarray:

@@ -87,7 +87,9 @@ class Read:
         stale = int(self.stale.sum()) * len(self.values)
         absent = sum(array.null_count for array in arrays)
         used = self.times_us
-        if absent and all(array.null_count for array in arrays):
+        if absent == n * len(self.values):
+            used = used[:0]
+        elif absent and all(array.null_count for array in arrays):
             some = np.zeros(n, dtype=bool)
             for array in arrays:
                 some |= array.is_valid().to_numpy(zero_copy_only=False)

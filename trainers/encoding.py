@@ -24,7 +24,7 @@ from feature_repo.scenes import EVENT_TIME_US, features_of
 from trainers.plain import from_plain
 from trainers.rows import Rows
 
-FEW = 4
+FEW = 512
 UNKNOWN = 0  # the id of a value that is missing or was not seen in training
 # The numbers made of one owner's counts in one window.
 COUNT_NUMBERS = ("log_impressions", "log_clicks", "click_rate", "order_rate")
@@ -290,7 +290,10 @@ def log_hours(microseconds: np.ndarray) -> np.ndarray:
 
 
 def _number(rows: Rows, name: str) -> np.ndarray:
-    return rows[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    array = rows[name]
+    if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):  # without Arrow's machinery of casts
+        return array.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
+    return array.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def smoothed(events: np.ndarray, trials: np.ndarray, prior: float) -> np.ndarray:

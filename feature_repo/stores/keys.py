@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from feast import FeatureView
@@ -81,8 +81,13 @@ def _encoder(dtype: FeastType) -> Callable[[Sequence[Any]], list[bytes]]:
 
 
 def _strings(values: Sequence[str]) -> list[bytes]:
-    pack, kind = _HEAD.pack, ValueType.STRING.value
-    return [pack(kind, len(text)) + text for text in [value.encode() for value in values]]
+    return [_string(value) for value in values]
+
+
+@lru_cache(maxsize=1 << 17)  # the same places are asked for again and again
+def _string(value: str) -> bytes:
+    text = value.encode()
+    return _HEAD.pack(ValueType.STRING.value, len(text)) + text
 
 
 def _fits(dtype: FeastType, value: Any) -> bool:

@@ -141,6 +141,13 @@ class Layout:
         fields.append(("sizes", ("<u4", (len(self.loose),))))
         return np.dtype(fields)
 
+    @cached_property
+    def nothing(self) -> bytes:
+        """A record without any value, of the epoch: what an entity without a record reads as."""
+        head = np.zeros(1, dtype=self.fixed)
+        head["tag"] = self._number
+        return head.tobytes()
+
     def position(self, slot: Slot) -> int | None:
         """Where this very slot is, type included; None where it is not."""
         return self._positions.get(slot)
@@ -193,16 +200,19 @@ class Layout:
         return head
 
     def decode(
-        self, records: Sequence[bytes], head: np.ndarray, wanted: Sequence[Slot]
-    ) -> tuple[list[pa.Array], np.ndarray]:
-        """The wanted slots of n records of this layout, null where there is no value, and event times int64 (n,).
+        self, records: Sequence[bytes], head: np.ndarray, wanted: Sequence[Slot], gone: np.ndarray | None = None
+    ) -> list[pa.Array]:
+        """The wanted slots of n records of this layout, null where there is no value.
 
         A slot that this layout has not, or has with another type, is null throughout.
 
         Args:
             head: what `heads` says of the records.
+            gone: bool (n,), records whose values count no more; None: none.
         """
         there = np.unpackbits(head["bits"], axis=1, bitorder="little")
+        if gone is not None:
+            there[gone] = 0
         whole = np.asarray(there.all(axis=0))
         starts: list[list[int]] | None = None
         arrays = []
@@ -219,7 +229,7 @@ class Layout:
                 starts = self._starts(head["sizes"])
             which = self.loose.index(slot)
             arrays.append(_text_array(records, starts[which], starts[which + 1], slot, missing))
-        return arrays, head["event"]
+        return arrays
 
     def _starts(self, sizes: np.ndarray) -> list[list[int]]:
         """Where each loose slot begins in every record, and where the last one ends."""
@@ -326,14 +336,14 @@ def _number_array(values: np.ndarray, slot: Slot, missing: np.ndarray | None) ->
     if slot.length is None:
         plain = np.ascontiguousarray(values)
         if slot.item == "seconds":
-            return pa.array(plain * SECOND_US, mask=missing).cast(slot.arrow)
+            return pa.array(plain * SECOND_US, mask=missing).view(slot.arrow)
         return pa.array(plain, mask=missing)
     ends = pa.array(np.arange(len(values) + 1, dtype=np.int32) * np.int32(slot.length))
     return _list_array(ends, np.ascontiguousarray(values).reshape(-1), slot, missing)
 
 
 def _list_array(ends: pa.Array, flat: np.ndarray, slot: Slot, missing: np.ndarray | None) -> pa.Array:
-    items = pa.array(flat * SECOND_US).cast(slot.arrow.value_type) if slot.item == "seconds" else pa.array(flat)
+    items = pa.array(flat * SECOND_US).view(slot.arrow.value_type) if slot.item == "seconds" else pa.array(flat)
     return pa.ListArray.from_arrays(ends, items, mask=None if missing is None else pa.array(missing))
 
 

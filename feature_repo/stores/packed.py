@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,10 @@ class Plan:
     layout: Layout
     wanted: tuple[Slot, ...]
     ttl_us: int
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(slot.name for slot in self.wanted)
 
 
 @dataclass(frozen=True)
@@ -258,37 +263,35 @@ class PackedOnlineStore(OnlineStore):
         return True
 
     def _columns(self, config: RepoConfig, plan: Plan, records: Sequence[bytes | None], at_us: int | None) -> Columns:
-        there: Sequence[bytes] = records  # type: ignore[assignment]
-        found = np.ones(len(records), dtype=bool)
-        if None in records:
-            found = np.array([record is not None for record in records], dtype=bool)
-            there = [record for record in records if record is not None]
-        arrays, event_us = self._decoded(config, plan, there)
-        times_us = np.zeros(len(records), dtype=np.int64)
-        times_us[found] = event_us
-        stale = np.zeros(len(records), dtype=bool)
-        if plan.ttl_us and at_us is not None:
-            stale = found & (times_us < at_us - plan.ttl_us)
-        if not found.all() or stale.any():
-            row = pa.array(np.cumsum(found) - 1, mask=~found | stale)
-            arrays = [array.take(row) for array in arrays]
-        values = {slot.name: array for slot, array in zip(plan.wanted, arrays, strict=True)}
-        return Columns(values, found, stale, times_us)
-
-    def _decoded(self, config: RepoConfig, plan: Plan, records: Sequence[bytes]) -> tuple[list[pa.Array], np.ndarray]:
-        """Records of one layout in one go; those of several, each by its own."""
-        head = plan.layout.heads(records)
+        """Records of one layout are decoded in one go; those of several, each by its own."""
+        nothing = plan.layout.nothing
+        there = [nothing if record is None else record for record in records]
+        found = np.array([record is not None for record in records], dtype=bool)
+        head = plan.layout.heads(there)
         if head is not None:
-            return plan.layout.decode(records, head, plan.wanted)
-        parts, order = [], []
+            times_us = head["event"].copy()
+            stale = _stale(plan, times_us, found, at_us)
+            arrays = plan.layout.decode(there, head, plan.wanted, stale if stale.any() else None)
+        else:
+            arrays, times_us, stale = self._mixed(config, plan, there, found, at_us)
+        return Columns(dict(zip(plan.names, arrays, strict=True)), found, stale, times_us)
+
+    def _mixed(
+        self, config: RepoConfig, plan: Plan, records: Sequence[bytes], found: np.ndarray, at_us: int | None
+    ) -> tuple[list[pa.Array], np.ndarray, np.ndarray]:
+        parts, times, gone, order = [], [], [], []
         for tag in {record[:TAG_BYTES] for record in records}:
             rows = [at for at, record in enumerate(records) if record[:TAG_BYTES] == tag]
             some, layout = [records[at] for at in rows], self._layout(config, plan, tag)
-            parts.append(layout.decode(some, layout.checked(some, plan.view), plan.wanted))
+            head = layout.checked(some, plan.view)
+            stale = _stale(plan, head["event"], found[rows], at_us)
+            parts.append(layout.decode(some, head, plan.wanted, stale))
+            times.append(head["event"])
+            gone.append(stale)
             order += rows
         back = np.argsort(order)
-        arrays = [pa.concat_arrays([p[0][at] for p in parts]).take(pa.array(back)) for at in range(len(plan.wanted))]
-        return arrays, np.concatenate([event_us for _, event_us in parts])[back]
+        arrays = [pa.concat_arrays([p[at] for p in parts]).take(pa.array(back)) for at in range(len(plan.wanted))]
+        return arrays, np.concatenate(times)[back], np.concatenate(gone)[back]
 
     def _layout(self, config: RepoConfig, plan: Plan, tag: bytes) -> Layout:
         """The layout that begins with these bytes. Raises LayoutError where nobody described it."""
@@ -301,6 +304,14 @@ class PackedOnlineStore(OnlineStore):
                 f"({tag.hex()}); materialise the view again, by one version of this project"
             )
         return self._layouts[tag]
+
+
+def _stale(plan: Plan, event_us: np.ndarray, found: np.ndarray, at_us: int | None) -> np.ndarray:
+    """bool (n,), which records have outlived their view's time to live at a moment; None: there is no moment."""
+    if not plan.ttl_us or at_us is None:
+        return np.zeros(len(event_us), dtype=bool)
+    late: np.ndarray = found & (event_us < at_us - plan.ttl_us)
+    return late
 
 
 def micros_of(array: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -120,6 +120,9 @@ def _open(path: Path) -> sqlite3.Connection:
 def _records(db: sqlite3.Connection, name: str, keys: Sequence[bytes]) -> list[bytes | None]:
     found: dict[bytes, bytes] = {}
     with _perhaps_absent():
+        if len(keys) == 1:
+            row = db.execute(f"SELECT record FROM {name} WHERE key = ?", keys).fetchone()
+            return [row and row[0]]
         for start in range(0, len(keys), MOST_KEYS):
             some = keys[start : start + MOST_KEYS]
             wanted = ",".join("?" * len(some))

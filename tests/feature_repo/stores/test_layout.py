@@ -60,7 +60,7 @@ def arrays(layout: Layout, rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
 def decoded(layout: Layout, records: list[bytes], wanted: Sequence[Slot]) -> tuple[list[pa.Array], np.ndarray]:
     head = layout.heads(records)
     assert head is not None
-    return layout.decode(records, head, wanted)
+    return layout.decode(records, head, wanted), head["event"]
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
