@@ -102,7 +102,8 @@ class Seen:
 
 def at_half_load(root: Path, kind: str, size: int, seconds: float) -> Seen:
     with server(root, kind) as port:
-        found = own("load", str(port), str(root), str(size), str(seconds))
+        overload = OVERLOAD if kind == "rank" and size == MAIN else 0.0
+        found = own("load", str(port), str(root), str(size), str(seconds), str(overload))
     return Seen(**found)
 
 
@@ -166,13 +167,13 @@ def echo(pipeline: Any, workers: int) -> tuple[Any, int]:
     return served, served.add_insecure_port("127.0.0.1:0")
 
 
-def load(port: str, root: str, size: str, seconds: str) -> None:
-    """The client: a closed loop for the highest rate, then an open one at half of it."""
+def load(port: str, root: str, size: str, seconds: str, overload: str) -> None:
+    """The client: a closed loop for the highest rate, then an open one at half of it, and one at so many times it."""
     os.sched_setaffinity(0, {CLIENT_CORE})
-    print(json.dumps(asyncio.run(loaded(int(port), Path(root), int(size), float(seconds)))))
+    print(json.dumps(asyncio.run(loaded(int(port), Path(root), int(size), float(seconds), float(overload)))))
 
 
-async def loaded(port: int, root: Path, size: int, seconds: float) -> dict[str, float]:
+async def loaded(port: int, root: Path, size: int, seconds: float, overload: float) -> dict[str, float]:
     import grpc
 
     from serving.v1 import recommender_pb2 as pb
@@ -187,7 +188,7 @@ async def loaded(port: int, root: Path, size: int, seconds: float) -> dict[str, 
         await closed(stub, requests, seconds / 4)  # what is learned of paces, caches and branches
         rate = await closed(stub, requests, seconds)
         ms = await opened(stub, requests, rate / 2, seconds)
-        taken_ms = await opened(stub, requests, OVERLOAD * rate, seconds)
+        taken_ms = await opened(stub, requests, overload * rate, seconds) if overload else ms
     p50, p99 = np.quantile(ms, [0.5, 0.99])
     p99_overloaded = float(np.quantile(taken_ms, 0.99))
     found = {"rate": rate, "p50": float(p50), "p99": float(p99), "n": len(ms)}
