@@ -130,7 +130,7 @@ def serve(root: str, kind: str) -> None:
     torch.set_num_threads(1)
     workspace = Workspace(Path(root))
     pipeline = open_pipeline(workspace, workspace.bundles / "reference", None, unproven=True, poi_age_s=10.0)
-    options = ServerOptions(workers=1, waiting=8)  # one core
+    options = ServerOptions(workers=1, waiting=4)  # one core
     if kind == "rank":
         pipeline.start()
         running = create_server(pipeline, options)

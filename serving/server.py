@@ -30,7 +30,7 @@ from serving.agreement import Follower
 from serving.auth import Tls, TokenInterceptor, Tokens, require_loopback
 from serving.calibration import Calibration
 from serving.degrade import Caller
-from serving.dependencies import INTERVAL_S, Dependencies
+from serving.dependencies import INTERVAL_S, Dependencies, Life
 from serving.feedback import FeedbackBusy, FeedbackLog
 from serving.feedback_streams import Stopping, Streams, TooManyStreams
 from serving.feedback_tables import FeedbackUnavailable
@@ -244,7 +244,7 @@ class RunningServer:
     server: grpc.Server
     live: Live
     admin: AdminServicer
-    health: health.HealthServicer
+    health: Life
     admission: Admission
     streams: Streams
     dependencies: Dependencies
@@ -262,7 +262,7 @@ class RunningServer:
             self.follower.close()
         if self.calibration is not None:
             self.calibration.stop()
-        self.health.enter_graceful_shutdown()
+        self.health.stop()
         self.streams.stop()
         self.server.stop(self.grace_seconds).wait()
         self.admin.close()
@@ -323,7 +323,7 @@ def create_server(
     servicer = RecommenderServicer(live, admin, metrics, admission, feedback, streams, calibration)
     admin_grpc.add_AdminServiceServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
     pb_grpc.add_RecommenderServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    life = health.HealthServicer()
+    life = Life()
     health_pb2_grpc.add_HealthServicer_to_server(life, server)
     reflection.enable_server_reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     if options.tls is None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ from tests.serving.damage import copied, spoil_records
 
 SERVE = """
 import sys
+import time
 from pathlib import Path
 from feature_repo.workspace import activate
 from serving.lifetime import serve
@@ -221,10 +223,11 @@ def test_a_stopping_server_says_so_and_answers_what_it_took(workspace, asker, po
             watch = health.Watch(health_pb2.HealthCheckRequest())
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
             process.send_signal(signal.SIGTERM)
-            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-            watch.cancel()
+            assert [said.status for said in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING], "and it ends"
             assert len(under_way.result(timeout=30).ranking.poi_ids) == len(poi_ids)
+            stopped = time.monotonic()
         assert process.wait(timeout=30) == 0
+        assert time.monotonic() - stopped < ServerOptions().grace_seconds, "a watcher cost the stop its grace"
         assert process.stdout.read() == "left\n"
     finally:
         process.kill()
