@@ -1,8 +1,8 @@
 """Retrieval at 10 thousand, 100 thousand and a million POIs: recall of the approximate search, and its time.
 
 Towers are trained on a city; its places' vectors and copies of them with noise are the many, and requests of the test
-part that ended in a click ask: a hit is to find the place that was clicked, or a copy of it, among the first 200. The more
-copies, the fewer different places. Reference: every vector compared, by the same library on the same core.
+part that ended in a click ask: a hit is to find the place that was clicked, or a copy of it, among the first 200. With
+more copies these are fewer different places. Reference: every vector compared, by the same library on the same core.
 """
 
 from __future__ import annotations
