@@ -73,11 +73,13 @@ def serve(
     agreed: AgreedOption = None,
 ) -> None:
     """Answer Rank and Recommend over gRPC until SIGTERM."""
-    from serving import auth, lifetime, logs, server, tracing
+    from serving import logs
 
     logs.configure(log_format, log_level)
     if processes > 1:
         _serve_together(processes, model, address, metrics_port)
+    from serving import auth, lifetime, server, tracing
+
     with explained():
         if (certificate is None) != (key is None):
             raise ValueError("TLS needs both --certificate and --key")
@@ -112,7 +114,6 @@ def serve(
 def _serve_together(count: int, model: str, address: str, metrics_port: int | None) -> NoReturn:
     """This very command in several processes, which share the address."""
     from serving import processes
-    from serving.server import ServerOptions
 
     def command(n: int, shared: str, agreed: Path) -> list[str]:
         # Of an option that is given twice the last one counts.
@@ -121,9 +122,6 @@ def _serve_together(count: int, model: str, address: str, metrics_port: int | No
         return [sys.executable, "-m", "serving.cli", *sys.argv[1:], *changed]
 
     host = address.rsplit(":", 1)[0]
-    grace_seconds = 2 * ServerOptions().grace_seconds  # a process that hangs ends itself before
     with explained():
-        status = processes.serve(
-            command, count, address, grace_seconds, lambda port: typer.echo(f"serving {model} on {host}:{port}")
-        )
+        status = processes.serve(command, count, address, lambda port: typer.echo(f"serving {model} on {host}:{port}"))
     raise typer.Exit(status)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 START_S = 120.0  # to load a bundle, on a busy machine
+GRACE_S = 20.0  # to stop: twice what a server gives its callers, so one that hangs has ended itself
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # before a process that died is replaced
 ANSWERS = re.compile(r"^serving .* on \S+:\d+$")
 
@@ -38,7 +39,6 @@ def serve(
     command: Callable[[int, str, Path], Sequence[str]],
     count: int,
     address: str,
-    grace_seconds: float,
     started: Callable[[int], None],
 ) -> int:
     """Run `count` processes until SIGTERM or SIGINT; returns the status to end with.
@@ -47,7 +47,6 @@ def serve(
 
     Args:
         command: of process n, on an address, with the file by which the processes agree on what answers.
-        grace_seconds: that a process may take to stop.
         started: is called with the port once all of them answer.
     Raises:
         OSError: the address is taken or is none.
@@ -62,7 +61,7 @@ def serve(
         workers = [_Worker(c, _begun(c)) for c in commands]
         try:
             if not _all_answer(workers, stops):
-                return max(_end(workers, grace_seconds), 1)
+                return max(_end(workers), 1)
             started(port)
             watches = [
                 threading.Thread(target=_replaced, args=(worker, stops), name=f"process {n}")
@@ -74,7 +73,7 @@ def serve(
             for watch in watches:
                 watch.join()
         finally:
-            status = _end(workers, grace_seconds)
+            status = _end(workers)
         return status
 
 
@@ -137,12 +136,12 @@ def _replaced(worker: _Worker, stops: threading.Event) -> None:
         _listen(worker)
 
 
-def _end(workers: Sequence[_Worker], grace_seconds: float) -> int:
+def _end(workers: Sequence[_Worker]) -> int:
     """Stop all, those that hang by force; the worst of their statuses."""
     for worker in workers:
         if worker.process.poll() is None:
             worker.process.terminate()
-    end = time.monotonic() + grace_seconds
+    end = time.monotonic() + GRACE_S
     for worker in workers:
         try:
             worker.process.wait(max(0.0, end - time.monotonic()))

@@ -23,10 +23,11 @@ from feature_repo.workspace import Workspace
 from serving.client import AsyncRecommender, Recommender, Wish, violations
 from serving.explain import CauseKind, CauseLevel, KnowledgeTexts, ablated, causes_of
 from serving.features import FeatureReader
+from serving.opening import open_pipeline
 from serving.pipeline import Pipeline
 from serving.request import ExplainRequest, Objective, Place, RequestContext
 from serving.scorer import Scorer
-from serving.server import ServerOptions, create_server, open_pipeline
+from serving.server import ServerOptions, create_server
 from serving.v1 import recommender_pb2 as pb
 from trainers import bundle as bundles
 from trainers.batch import Batch

@@ -48,7 +48,7 @@ from serving import processes
 log, address, *seconds = sys.argv[1:]
 def command(n, shared, agreed):
     return [sys.executable, "-c", Path(log).with_name("program.py").read_text(), str(n), shared, seconds[n], log]
-sys.exit(processes.serve(command, len(seconds), address, 5.0, lambda port: print("all on", port, flush=True)))
+sys.exit(processes.serve(command, len(seconds), address, lambda port: print("all on", port, flush=True)))
 """
 
 
