@@ -109,7 +109,6 @@ def test_feedback_over_a_socket_is_compared_with_what_was_answered(pipeline, ask
         user_id=asker.user_id, scenario_id=asker.scenario_id, time_us=int(moment.timestamp() * 1e6)
     )
     answer = pipeline.rank(RankRequest(context=context, poi_ids=poi_ids[:6]))
-    calibration.answered(asker.scenario_id, answer)
     with Recommender(f"127.0.0.1:{server.port}") as client:
         client.rank(asker, poi_ids[:6])
         assert server.calibration is not None and len(server.calibration._waiting) == 1
@@ -118,6 +117,7 @@ def test_feedback_over_a_socket_is_compared_with_what_was_answered(pipeline, ask
             for n, outcome in ((0, "shown"), (1, "shown"), (2, "shown"), (5, "clicked"), (5, "ordered"))
         ]
         client.record(events)
+    calibration.answered(asker.scenario_id, answer)  # not before: what is recorded too late does not count
     until(lambda: b"calibration_clicks_total{" in generate_latest(metrics.registry))
     found = samples(generate_latest(metrics.registry).decode())
     labels = (asker.scenario_id,)
