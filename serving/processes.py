@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 log = logging.getLogger(__name__)
 START_S = 120.0  # to load a bundle, on a busy machine
@@ -30,9 +31,23 @@ ANSWERS = re.compile(r"^serving .* on \S+:\d+$")
 class _Worker:
     """One of the processes, and those that take its place."""
 
-    command: list[str]
-    process: subprocess.Popen[str]
+    command: Sequence[str]
+    process: subprocess.Popen[str] = field(init=False)
     answers: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Start a process, and read what it prints: that it answers. Else its pipe would fill."""
+        self.answers.clear()
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
+        threading.Thread(target=self._listen, args=(self.process.stdout,), name="output", daemon=True).start()
+
+    def _listen(self, printed: IO[str]) -> None:
+        for line in printed:
+            if ANSWERS.match(line.rstrip()):
+                self.answers.set()
 
 
 def serve(
@@ -57,11 +72,10 @@ def serve(
     host = address.rsplit(":", 1)[0]
     with closing(reserved(address)) as place, tempfile.TemporaryDirectory(prefix="scenerank-") as folder:
         port: int = place.getsockname()[1]
-        commands = [list(command(n, f"{host}:{port}", Path(folder) / "agreed.json")) for n in range(count)]
-        workers = [_Worker(c, _begun(c)) for c in commands]
+        workers = [_Worker(command(n, f"{host}:{port}", Path(folder) / "agreed.json")) for n in range(count)]
         try:
             if not _all_answer(workers, stops):
-                return max(_end(workers), 1)
+                return max(_end(workers), 0 if stops.is_set() else 1)
             started(port)
             watches = [
                 threading.Thread(target=_replaced, args=(worker, stops), name=f"process {n}")
@@ -93,31 +107,13 @@ def reserved(address: str) -> socket.socket:
     return shared
 
 
-def _begun(command: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
 def _all_answer(workers: Sequence[_Worker], stops: threading.Event) -> bool:
     """Wait until all of them answer; false where one ends, takes too long, or a stop comes first."""
-    for worker in workers:
-        _listen(worker)
     end = time.monotonic() + START_S
     while not all(worker.answers.is_set() for worker in workers):
         if stops.wait(0.05) or time.monotonic() > end or any(worker.process.poll() is not None for worker in workers):
             return False
     return True
-
-
-def _listen(worker: _Worker) -> None:
-    """Read what a process prints: that it answers. Else its pipe would fill."""
-
-    def read() -> None:
-        assert worker.process.stdout is not None
-        for line in worker.process.stdout:
-            if ANSWERS.match(line.rstrip()):
-                worker.answers.set()
-
-    threading.Thread(target=read, name="output", daemon=True).start()
 
 
 def _replaced(worker: _Worker, stops: threading.Event) -> None:
@@ -131,9 +127,7 @@ def _replaced(worker: _Worker, stops: threading.Event) -> None:
         if stops.wait(wait_s):
             return
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-        worker.answers.clear()
-        worker.process = _begun(worker.command)
-        _listen(worker)
+        worker.begin()
 
 
 def _end(workers: Sequence[_Worker]) -> int:

@@ -128,19 +128,10 @@ def tastes_line(tastes: Any) -> str:
 def coverage_table(found: Sequence[Any], at: datetime) -> Table:
     """What language models know, by vector space; rows are `Coverage`."""
     table = Table(title=f"knowledge at {at:%Y-%m-%d %H:%M} UTC", title_justify="left")
-    for name in (
-        "space",
-        "model",
-        "version",
-        "entities",
-        "of",
-        "covered",
-        "texts read",
-        "newest",
-        "median age",
-        "wanted",
-    ):
-        table.add_column(name, justify="left" if name in ("space", "model", "version") else "right")
+    for name in ("space", "model", "version"):
+        table.add_column(name)
+    for name in ("entities", "of", "covered", "texts read", "newest", "median age", "wanted"):
+        table.add_column(name, justify="right")
     for one in found:
         of = "" if one.known is None else f"{one.known:,}"
         covered = "" if one.share is None else f"{one.share:.0%}"

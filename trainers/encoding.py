@@ -24,7 +24,7 @@ from feature_repo.scenes import EVENT_TIME_US, features_of
 from trainers.plain import from_plain
 from trainers.rows import Rows
 
-FEW = 512
+FEW = 512  # values: up to so many, as of a request, are looked up sooner than Arrow has indexed the vocabulary
 UNKNOWN = 0  # the id of a value that is missing or was not seen in training
 # The numbers made of one owner's counts in one window.
 COUNT_NUMBERS = ("log_impressions", "log_clicks", "click_rate", "order_rate")
@@ -52,9 +52,7 @@ class Vocabulary:
 
     def ids(self, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Ids, int64 (n,), of n strings or nulls."""
-        if (
-            len(values) <= FEW and values.type == pa.string()
-        ):  # what the rows of a request share: not worth Arrow's calls
+        if len(values) <= FEW and values.type == pa.string():
             return np.array([self._id_of.get(value, UNKNOWN) for value in values.to_pylist()], dtype=np.int64)
         found = pc.fill_null(pc.index_in(values.cast(pa.string()), value_set=self._value_set), -1)
         return found.to_numpy().astype(np.int64) + 1

@@ -80,8 +80,8 @@ class WantedList:
                 space = new[0][0]
                 path = path_of(self._workspace, space)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                lines = [json.dumps([key, us], ensure_ascii=False) for of, key, us in new if of == space]
-                with path.open("a", encoding="utf-8") as file:
+                lines = [json.dumps([key, us]) for of, key, us in new if of == space]
+                with path.open("a") as file:  # ASCII: a key's own line breaks, of any alphabet, are escaped
                     file.write("\n".join(lines) + "\n")
                 new = [line for line in new if line[0] != space]
         finally:

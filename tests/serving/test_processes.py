@@ -33,6 +33,9 @@ import os, signal, sys, time
 n, address, seconds, log = sys.argv[1:]
 if float(seconds) == 0:
     sys.exit(3)
+if float(seconds) < 0:
+    open(log, "a").write(f"{n} {os.getpid()}\\n")
+    time.sleep(100)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 print("a warning of some library", flush=True)
 print(f"serving it on {address}", flush=True)
@@ -93,10 +96,11 @@ def test_where_one_cannot_start_none_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_stop_while_they_start_is_a_stop(tmp_path: Path) -> None:
-    with supervised(tmp_path, "100") as looking_after:
-        within(lambda: lines(tmp_path))
+    with supervised(tmp_path, "100", "-1") as looking_after:
+        within(lambda: len(lines(tmp_path)) == 2)
         looking_after.terminate()
-        looking_after.communicate(timeout=30)
+        printed, _ = looking_after.communicate(timeout=30)
+        assert looking_after.returncode == 0 and "all on" not in printed
 
 
 def test_an_address_that_is_taken_is_an_error() -> None:

@@ -39,6 +39,14 @@ def test_a_key_is_written_once_with_its_first_moment(workspace: Workspace) -> No
     assert len(wanted.path_of(workspace, SPACE).read_text().splitlines()) == 3
 
 
+def test_a_key_may_hold_what_ends_lines_in_other_alphabets(workspace: Workspace) -> None:
+    keys = ["weather=a\u2028b", "weather=c\x85d", "weather=räntä"]
+    list_ = WantedList(workspace, [SPACE])
+    list_.add(SPACE, keys, 1)
+    list_.write()
+    assert wanted.read(workspace, SPACE) == dict.fromkeys(keys, 1)
+
+
 def test_callers_cannot_fill_it_without_end(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wanted, "MOST", 2)
     list_ = WantedList(workspace, [SPACE])
