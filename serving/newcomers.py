@@ -71,8 +71,8 @@ class Newcomers:
         for space, path in self._files.items():
             if not path.is_file() or (state := state_of([path])) == self._states.get(space):
                 continue
-            self._states[space] = state
             vectors = load_matrix(path)
+            self._states[space] = state  # a file that could not be read is read again
             if vectors.version == self._bundle.manifest.knowledge_versions[space]:  # else it is about to be moved
                 self._take(space, vectors)
 
