@@ -128,8 +128,8 @@ class Streamed:
 
 
 def fit_encoding(files: Sequence[Path], schema: Schema, scaler_rows: int = 500_000) -> Encoding:
-    """`Encoding.fit` for parts larger than memory: vocabularies from all rows, column by column; scalers and rates from
-    about `scaler_rows` rows, read from files spread evenly over the part."""
+    """`Encoding.fit` for parts larger than memory: vocabularies from all rows, column by column; scalers (ranges
+    too) and rates from about `scaler_rows` rows, read from files spread evenly over the part."""
     rows = sum(pq.read_metadata(path).num_rows for path in files)
     step = max(1, math.floor(rows / scaler_rows))
     encoding = Encoding.fit(pa.concat_tables([pq.read_table(path) for path in files[::step]]), schema)

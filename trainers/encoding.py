@@ -67,18 +67,24 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Scaler:
-    """Mean and standard deviation of one number."""
+    """Mean, standard deviation and range of one number.
+
+    What lies outside of the range is taken as its end: nothing was learnt of numbers out there, and a network goes on
+    in a straight line. Counts of a scenario may grow a hundred deviations in a month.
+    """
 
     mean: float
     std: float
+    low: float
+    high: float
 
     @staticmethod
     def fit(values: np.ndarray) -> Scaler:
         known = values[~np.isnan(values)]
         if not len(known):
-            return Scaler(0.0, 1.0)
+            return Scaler(0.0, 1.0, 0.0, 0.0)
         std = float(known.std())
-        return Scaler(float(known.mean()), std if std > 1e-9 else 1.0)
+        return Scaler(float(known.mean()), std if std > 1e-9 else 1.0, float(known.min()), float(known.max()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +148,7 @@ class Encoding:
                 "scene_features": self.scene_features,
                 "text_spaces": self.text_spaces,
                 "vocabularies": {name: v.values for name, v in self.vocabularies.items()},
-                "scalers": {name: [s.mean, s.std] for name, s in self.scalers.items()},
+                "scalers": {name: [s.mean, s.std, s.low, s.high] for name, s in self.scalers.items()},
                 "rates": self.rates,
                 "near_km": self.near_km,
             },
@@ -162,7 +168,7 @@ class Encoding:
             scene_features=plain.scene_features,
             text_spaces=plain.text_spaces,
             vocabularies=_vocabularies(written),
-            scalers={name: Scaler(*pair) for name, pair in plain.scalers.items()},
+            scalers={name: Scaler(*four) for name, four in plain.scalers.items()},
             rates=(plain.rates[0], plain.rates[1]),
             near_km=plain.near_km,
         )
@@ -187,16 +193,17 @@ class _Plain:
 
     def __post_init__(self) -> None:
         ZoneInfo(self.timezone)
-        numbers = [*self.rates, self.near_km, *(number for pair in self.scalers.values() for number in pair)]
+        numbers = [*self.rates, self.near_km, *(number for four in self.scalers.values() for number in four)]
         if not all(math.isfinite(number) for number in numbers):
             raise ValueError("encoding: holds a number that is not finite")
         if (
             len(self.rates) != 2
             or not self.near_km > 0
-            or any(len(p) != 2 or not p[1] > 0 for p in self.scalers.values())
+            or any(len(four) != 4 or not four[1] > 0 or four[2] > four[3] for four in self.scalers.values())
         ):
             raise ValueError(
-                "encoding: two rates, near_km > 0 and a mean and a deviation > 0 of each scaler are needed"
+                "encoding: two rates, near_km > 0 and a mean, a deviation > 0, a lowest and a highest value of each "
+                "scaler are needed; train bundles of earlier versions again"
             )
 
 
@@ -213,8 +220,8 @@ def _vocabularies(written: object) -> dict[str, Vocabulary]:
 
 
 def standardised(numbers: Mapping[str, np.ndarray], scalers: Mapping[str, Scaler], n: int) -> np.ndarray:
-    """float32 (n, D): one column a scaler, with mean 0 and deviation 1 on the training part; what is missing is 0, the
-    mean.
+    """float32 (n, D): one column a scaler, with mean 0 and deviation 1 on the training part, and never beyond its range
+    there; what is missing is 0, the mean.
 
     Args:
         numbers: under each scaler's name n values, or one that all rows share.
@@ -222,8 +229,10 @@ def standardised(numbers: Mapping[str, np.ndarray], scalers: Mapping[str, Scaler
     raw = np.empty((len(scalers), n))
     for at, name in enumerate(scalers):
         raw[at] = numbers[name]
-    raw -= np.array([[scaler.mean] for scaler in scalers.values()]).reshape(-1, 1)
-    raw /= np.array([[scaler.std] for scaler in scalers.values()]).reshape(-1, 1)
+    fitted = np.array([(s.mean, s.std, s.low, s.high) for s in scalers.values()]).reshape(-1, 4, 1)
+    np.clip(raw, fitted[:, 2], fitted[:, 3], out=raw)
+    raw -= fitted[:, 0]
+    raw /= fitted[:, 1]
     return np.ascontiguousarray(np.nan_to_num(raw, copy=False, nan=0.0).T, dtype=np.float32)
 
 

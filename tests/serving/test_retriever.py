@@ -44,7 +44,7 @@ def built(config: IndexConfig) -> Retriever:
         scene_features=(),
         text_spaces=(),
         vocabularies={columns.USER_ID: Vocabulary(("u1", "u2")), columns.POI_ID: Vocabulary(("p1", "p2"))},
-        scalers={"log_hours_since_order": Scaler(0.0, 1.0)},
+        scalers={"log_hours_since_order": Scaler(0.0, 1.0, -9.0, 9.0)},
         rates=(0.1, 0.1),
     )
     inputs = TowerInputs(encoding, PlaceFrame.fit(pois()))

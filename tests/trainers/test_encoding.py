@@ -22,11 +22,17 @@ def test_vocabulary_is_alphabetical_and_zero_is_unknown() -> None:
 
 def test_scaler_puts_missing_at_the_mean() -> None:
     scaler = Scaler.fit(np.array([1.0, 3.0, np.nan]))
-    assert scaler == Scaler(2.0, 1.0)
-    assert Scaler.fit(np.array([np.nan])) == Scaler(0.0, 1.0)
-    scalers = {"varies": scaler, "constant": Scaler.fit(np.array([5.0, 5.0])), "shared": Scaler(1.0, 2.0)}
-    numbers = {"varies": np.array([4.0, np.nan]), "constant": np.array([5.0, 5.0]), "shared": np.array([9.0])}
-    assert standardised(numbers, scalers, 2).tolist() == [[2.0, 0.0, 4.0], [0.0, 0.0, 4.0]]
+    assert scaler == Scaler(2.0, 1.0, 1.0, 3.0)
+    assert Scaler.fit(np.array([np.nan])) == Scaler(0.0, 1.0, 0.0, 0.0)
+    scalers = {"varies": scaler, "constant": Scaler.fit(np.array([5.0, 5.0])), "shared": Scaler(1.0, 2.0, 0.0, 9.0)}
+    numbers = {"varies": np.array([2.5, np.nan]), "constant": np.array([5.0, 5.0]), "shared": np.array([9.0])}
+    assert standardised(numbers, scalers, 2).tolist() == [[0.5, 0.0, 4.0], [0.0, 0.0, 4.0]]
+
+
+def test_what_training_never_came_near_is_taken_as_the_end_of_its_range() -> None:
+    scalers = {"varies": Scaler.fit(np.array([1.0, 3.0])), "constant": Scaler.fit(np.array([5.0, 5.0]))}
+    numbers = {"varies": np.array([300.0, -np.inf]), "constant": np.array([6.0, 1e9])}
+    assert standardised(numbers, scalers, 2).tolist() == [[1.0, 0.0], [-1.0, 0.0]]
 
 
 def test_json_keeps_every_bit(pull: pa.Table, pull_schema: Schema) -> None:

@@ -56,7 +56,7 @@ def artefact(seed: int = 0) -> IndexArtefact:
         scene_features=(),
         text_spaces=(),
         vocabularies=vocabularies,
-        scalers={"log_hours_since_order": Scaler(0.0, 1.0)},
+        scalers={"log_hours_since_order": Scaler(0.0, 1.0, -9.0, 9.0)},
         rates=(0.1, 0.1),
     )
     inputs = TowerInputs(encoding, PlaceFrame.fit(pois()))

@@ -37,7 +37,7 @@ def inputs() -> TowerInputs:
         scene_features=("daypart",),
         text_spaces=(),
         vocabularies=vocabularies,
-        scalers={name: Scaler(0.5, 2.0) for name in NUMBERS},
+        scalers={name: Scaler(0.5, 2.0, -99.0, 99.0) for name in NUMBERS},
         rates=(0.1, 0.2),
     )
     return TowerInputs(encoding, FRAME)
