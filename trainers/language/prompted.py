@@ -10,6 +10,7 @@ version, as in `embed`; a row number means one prompt for as long as the version
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ from trainers.language.telling import tell
 from trainers.language.texts import TextError
 from trainers.language.verbaliser import Verbaliser, words_of
 from trainers.language.wording import platform_of
+from trainers.plain import to_plain
 
 SPACE_OF: Mapping[Level, str] = {"scenario": SCENARIO_KNOWLEDGE, "user": USER_KNOWLEDGE}
 CHECKPOINT_CALLS = 128
@@ -183,7 +185,7 @@ class _Asking:
             )
         verbaliser = self._verbaliser  # its model is gone before the one that reads is there: each may fill the memory
         folder = self._workspace.knowledge / space
-        calls = Calls(folder / f"{version}.calls")
+        calls = Calls(folder / f"{self._reading(level)}.calls")
         missing = sorted({q.prompt for q in asked if hash_of(q.prompt) not in calls.known})
         if missing:
             _call(self._reader, calls, missing, lambda done, of: progress(space, done, of))
@@ -208,7 +210,14 @@ class _Asking:
         return _Answer(report, _examples(table.slice(len(asked) - len(newest)), space), tastes)
 
     def _version(self, level: Level) -> str:
-        """Twelve hex digits that change with the model, the prompt file or the pooling."""
+        """Twelve hex digits that change with how prompts are read, and with what of the past is told in them, and when:
+        under one version, whoever knows a row knows it for good."""
+        told = json.dumps(to_plain(self._config.facts), sort_keys=True)
+        parts = [self._reading(level), self._wording.platform, told]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+    def _reading(self, level: Level) -> str:
+        """Twelve hex digits that change with the model, the prompt file or the pooling: calls are kept under them."""
         config, encoder = self._config, self._config.encoder
         if self._pois is not None:
             parts = [self._pois.version, config.pooling]

@@ -229,6 +229,25 @@ def test_another_prompt_is_another_version_and_the_way_back_is_free(
     assert (asked.knowledge / f"{USERS}.parquet").read_bytes() == first
 
 
+def test_what_is_told_belongs_to_the_version_and_the_same_prompt_is_asked_once(
+    asked: Workspace, config: KnowledgeConfig
+) -> None:
+    """Else rows that a bundle knows would be gone under a version that still calls itself the same."""
+    ask(asked, config)
+    first = table_of(asked)
+    for other in (
+        dataclasses.replace(config, platform="A post office"),
+        dataclasses.replace(config, facts=dataclasses.replace(config.facts, liked=1)),
+        dataclasses.replace(config, facts=dataclasses.replace(config.facts, every_days=2)),
+    ):
+        report = ask(asked, other)
+        versions = {v for table in (first, table_of(asked)) for v in table[f"{USERS}_version"].to_pylist()}
+        assert len(versions) == 2
+        new = set(table_of(asked)[f"{USERS}_prompt"].to_pylist()) - set(first[f"{USERS}_prompt"].to_pylist())
+        assert level(report, USERS)[3] == len(new)
+    assert level(ask(asked, config), USERS)[3] == 0 and table_of(asked).equals(first)
+
+
 def test_rows_keep_their_meaning_when_the_log_goes_on(
     street: Callable[..., Workspace], config: KnowledgeConfig
 ) -> None:
