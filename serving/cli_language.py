@@ -30,6 +30,7 @@ def pretrain(
         Path | None, typer.Option(help="A text file or a folder of *.txt; Python's documentation by default.")
     ] = None,
     hold_out: Annotated[float, typer.Option(help="Share of the POIs that only the test of the model reads.")] = 0.1,
+    test: Annotated[bool, typer.Option("--test", help="Hold places and categories out, for `probe`.")] = False,
     sharding: Annotated[str, typer.Option(help="Of several processes: ddp (whole model each) or fsdp.")] = "ddp",
     seed: Annotated[int, typer.Option(help="Of what is held out, drawn and initialised.")] = 0,
     workspace: WorkspaceOption = None,
@@ -39,11 +40,13 @@ def pretrain(
     It reads POIs as documents with a special token before each attribute, writes their descriptions from name and
     location, reads what users clicked, and plain English so that it forgets nothing. An interrupted run goes on where
     it stood; a finished one is not run again. The model, its losses and samples are in WORKSPACE/language/pretrain;
-    any verb that takes a language model takes its folder `model`.
+    any verb that takes a language model takes its folder `model`. With `--test` it goes to pretrain-held-out/model,
+    which `scenerank probe` looks at and nothing else should use.
 
     On several processes or machines: torchrun --nproc-per-node 2 -m serving.cli pretrain ...
     """
     from serving import screen, stages_language
+    from trainers.language.pretrain import folder
 
     with explained():
         options = stages_language.PretrainOptions(
@@ -54,6 +57,7 @@ def pretrain(
             general=general,
             general_text=general_text,
             hold_out=hold_out,
+            test=test,
             sharding=sharding,
             seed=seed,
         )
@@ -62,7 +66,7 @@ def pretrain(
             done = stages_language.pretrain(target, options, report)
         with screen.one_of_many():
             screen.console.print(screen.perplexity_table(done))
-            screen.console.print(str(target.language / "pretrain" / "model"))
+            screen.console.print(str(folder(target, tested=test) / "model"))
 
 
 def contrast(
@@ -154,10 +158,10 @@ def probe(
     moments: Annotated[int, typer.Option(help="Clicks of held-out places that are asked for.")] = 1000,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Test embedders on places that they were never tuned on; `contrast --test` makes a model that can be tested.
+    """Test embedders on places that they were never tuned on; `--test` of `pretrain` and `contrast` makes such models.
 
-    Compared are the untuned model (last token, mean, one-word prompt), what `pretrain` and `contrast --test` left in
-    this workspace, and a small sentence encoder. In the table, from 0 to 1:
+    Compared are the untuned model (last token, mean, one-word prompt), what `pretrain --test` and `contrast --test`
+    left in this workspace, and a small sentence encoder. In the table, from 0 to 1:
 
     - **moment @k**: user and moment of a click find the place that was clicked among all held-out ones;
     - **chosen over shown**: that place scores above one that was shown beside it and left;

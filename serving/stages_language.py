@@ -20,7 +20,11 @@ from trainers import wanted
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions:
-    """What a person chooses about stage 1; the rest is `trainers.language.pretrain.PretrainConfig`."""
+    """What a person chooses about stage 1; the rest is `trainers.language.pretrain.PretrainConfig`.
+
+    Args:
+        test: hold out what `probe` asks about, in place of `hold_out` of the POIs.
+    """
 
     model: str = "smollm2"
     steps: int | None = None
@@ -29,21 +33,22 @@ class PretrainOptions:
     general: float = 0.25
     general_text: Path | None = None
     hold_out: float = 0.1
+    test: bool = False
     sharding: str = "ddp"
     seed: int = 0
 
 
 def pretrain(workspace: Workspace, options: PretrainOptions, report: Report) -> Any:
-    """History -> a language model that read it, in `<workspace>/language/pretrain`. Returns its `PretrainReport`."""
+    """History -> a language model that read it, in `<workspace>/language/pretrain...`. Returns its `PretrainReport`."""
     from trainers.language import pretrain as stage
-    from trainers.language.clicks import HoldOut
+    from trainers.language.clicks import TEST_HOLD_OUT, HoldOut
 
     plain = stage.PretrainConfig()
     if options.sharding not in ("ddp", "fsdp"):
         raise ValueError(f"no sharding {options.sharding!r}; there are ddp and fsdp")
     steps = plain.tune.steps if options.steps is None else options.steps
     rate = 5e-5 if options.full else plain.tune.learning_rate  # all weights together go further in a step
-    hold_out = HoldOut(pois=options.hold_out, seed=options.seed)
+    hold_out = replace(TEST_HOLD_OUT if options.test else HoldOut(pois=options.hold_out), seed=options.seed)
     config = replace(
         plain,
         model=options.model,

@@ -20,6 +20,7 @@ import torch
 
 from feature_repo.aggregates import USER_STATE
 from feature_repo.datasets.schema import Schema
+from feature_repo.scenes import features_of
 from feature_repo.workspace import Workspace
 from trainers.language.adapters import LoraConfig, Tunable, add_tokens, layers_of, load, merge_and_save, with_lora
 from trainers.language.clicks import POIS, SPACES, USERS, HeldOut, SpaceText
@@ -123,16 +124,19 @@ def contrast(
     The same configuration on the same source tables goes on where it was interrupted and does nothing once finished.
     Raises PairError, ModelError or TrainingError.
     """
-    cut = Schema.load(workspace.schema).split.train
+    schema = Schema.load(workspace.schema)
+    cut = schema.split.train
     tables = {name: sha256(workspace.source(name)) for name in ("impressions", "users", "pois", USER_STATE)}
     base = model_identity(config.model, config.revision)
-    run = Run(folder(workspace, config), {"config": config, "base": base, "cut": cut, "tables": tables})
+    features = {feature.name: feature.fingerprint() for feature in features_of(schema)}
+    decides = {"config": config, "base": base, "cut": cut, "tables": tables, "features": features}
+    run = Run(folder(workspace, config), decides)
     if run.finished:
         return from_plain(ContrastReport, run.result)
     progress("mine pairs", 0, 1)
     mined = mine(workspace, cut, config.pairs)
     progress("mine pairs", 1, 1)
-    prepared = prepare(config, Schema.load(workspace.schema), mined, progress)
+    prepared = prepare(config, schema, mined, progress)
     tune(prepared.reader, prepared.task, config.tune, run, progress)
     note = Provenance(
         stage="contrast",

@@ -81,17 +81,18 @@ class PretrainReport:
     parameters: int
 
 
-def folder(workspace: Workspace) -> Path:
-    """The run folder of stage 1; the finished model is `model/` in it."""
-    return workspace.language / "pretrain"
+def folder(workspace: Workspace, *, tested: bool = False) -> Path:
+    """The run folder of stage 1, or of a run that is there to be tested by `probe`; the model is `model/` in it."""
+    return workspace.language / ("pretrain-held-out" if tested else "pretrain")
 
 
 def pretrain(
     workspace: Workspace, config: PretrainConfig, progress: Progress = lambda what, done, total: None
 ) -> PretrainReport:
-    """Train a model on the history part of a workspace; the finished model is `folder(workspace)` / "model".
+    """Train a model on the history part of a workspace; the finished model is `folder(workspace, ...)` / "model".
 
-    The same configuration on the same documents goes on where it was interrupted, and does nothing once it is finished.
+    A run that holds whole categories out is one that is there to be tested. The same configuration on the same
+    documents goes on where it was interrupted, and does nothing once it is finished.
     Under `torchrun` all processes call this.
 
     Raises:
@@ -99,7 +100,8 @@ def pretrain(
     """
     corpus = read_corpus(workspace, config.corpus)
     base = model_identity(config.model, config.revision)
-    run = Run(folder(workspace), {"config": config, "base": base, "corpus": _digest(corpus)})
+    tested = bool(config.corpus.hold_out.categories)
+    run = Run(folder(workspace, tested=tested), {"config": config, "base": base, "corpus": _digest(corpus)})
     if run.finished:
         return from_plain(PretrainReport, run.result)
     tunable = _loaded(config.model, config.revision, config, run)

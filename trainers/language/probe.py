@@ -16,7 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from feature_repo.datasets.schema import Schema
+from feature_repo.scenes import features_of
 from feature_repo.workspace import Workspace
+from trainers.language import pretrain
 from trainers.language.answers import Number, above, number, purity, r_precision, recall
 from trainers.language.clicks import NONE, POIS, SPACES, HeldOut, HoldOut, SpaceText
 from trainers.language.contrast import run_folder
@@ -81,7 +84,7 @@ def candidates(workspace: Workspace, model: str = SMOLLM2.name) -> tuple[Candida
         "all-MiniLM-L6-v2": EncoderConfig(model=MINILM.name),
     }
     runs = {
-        "stage 1, one word": (workspace.language / "pretrain", False),
+        "stage 1, one word": (pretrain.folder(workspace, tested=True), False),
         **{
             f"stage 2{pooling}{vectors}": (run_folder(workspace, tested=True, token=token), project)
             for token, pooling in ((False, ""), (True, ", special token"))
@@ -122,11 +125,12 @@ def probe(
     folder = workspace.language / "probe"
     folder.mkdir(parents=True, exist_ok=True)
     tables = [sha256(workspace.source(name)) for name in ("impressions", "users", "pois")]
+    features = {feature.name: feature.fingerprint() for feature in features_of(Schema.load(workspace.schema))}
     rows = list(references(questions, config))
     for done, candidate in enumerate(tested):
         progress(f"ask {candidate.name}", done, len(tested))
         versions = [candidate.encoder.version(space) for space in SPACES]
-        key = json.dumps([METHOD, versions, to_plain(config), tables], sort_keys=True)
+        key = json.dumps([METHOD, versions, to_plain(config), tables, features], sort_keys=True)
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if not path.is_file():
             row = Row(name=candidate.name, numbers=answer(candidate.encoder, questions, config))
@@ -240,16 +244,18 @@ def _unit(vector_ND: np.ndarray) -> np.ndarray:
 
 def _refuse_seen(candidate: Candidate, config: ProbeConfig) -> None:
     note = candidate.encoder.provenance()
-    hidden = _hold_out(note) if note and note.stage == "contrast" else config.hold_out
-    if hidden != config.hold_out:
-        raise ModelError(
-            f"{candidate.name} ({candidate.encoder.model}) was tuned with {hidden} and is asked about "
-            f"{config.hold_out}; tune one that holds the same out"
-        )
+    while note is not None:
+        if (hidden := _hold_out(note)) != config.hold_out:
+            raise ModelError(
+                f"{candidate.name} ({candidate.encoder.model}): stage {note.stage} was tuned with {hidden}, and is "
+                f"asked about {config.hold_out}; tune one that holds the same out: `--test`, and the same `--seed`"
+            )
+        note = Provenance.read(Path(note.config["model"]))  # what it was tuned from, where that was tuned too
 
 
 def _hold_out(note: Provenance) -> HoldOut:
-    return from_plain(HoldOut, note.config["pairs"]["clicks"]["hold_out"])
+    of = note.config["pairs"]["clicks"] if note.stage == "contrast" else note.config["corpus"]
+    return from_plain(HoldOut, of["hold_out"])
 
 
 def _write(path: Path, text: str) -> None:

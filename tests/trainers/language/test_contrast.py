@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from feature_repo.scenes import SceneFeature
 from feature_repo.workspace import Workspace
 from trainers.language.adapters import LoraConfig
 from trainers.language.clicks import ClickConfig, HoldOut
@@ -170,6 +171,16 @@ def test_a_finished_run_does_nothing_and_an_interrupted_one_ends_in_the_same(str
     for name, tensor in straight.items():
         torch.testing.assert_close(resumed[name], tensor, atol=0, rtol=0)
     assert not all(torch.equal(expected[name], tensor) for name, tensor in straight.items())
+
+
+def test_a_scene_feature_of_other_values_or_words_is_learned_anew(
+    street: Street, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = street(PLACES, log())
+    config = shorter(configuration(tiny_model), steps=2)
+    before = (Path(contrast(workspace, config).model) / FILE).stat().st_mtime_ns
+    monkeypatch.setattr(SceneFeature, "fingerprint", lambda feature: f"another {feature.name}")
+    assert (Path(contrast(workspace, config).model) / FILE).stat().st_mtime_ns > before
 
 
 def test_a_model_to_be_tested_never_takes_the_place_of_the_one_in_use(street: Street, tiny_model: Path) -> None:

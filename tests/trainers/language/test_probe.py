@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from trainers.language.pairs import PairConfig
 from trainers.language.probe import BARE, Candidate, candidates, hold_out_of, probe, references
 from trainers.language.questions import ProbeConfig, ask, halves
 from trainers.language.tuning import TuneConfig
+from trainers.plain import to_plain
 
 OFFERS = {"rain": ("soup", "ramen", "stew", "broth"), "clear": ("cake", "ice cream", "lemonade", "sorbet")}
 PLACES = [
@@ -152,12 +154,30 @@ def test_an_embedder_that_has_seen_the_answers_is_refused(street: Street, tiny_m
         probe(workspace, [Candidate(name="stage 2", encoder=model)], other)
 
 
+@pytest.mark.parametrize("asked", ["stage 1", "stage 2 upon it"])
+def test_what_stage_1_has_read_counts_too(street: Street, tiny_model: Path, tmp_path: Path, asked: str) -> None:
+    workspace = street(PLACES, log())
+    first, second = tmp_path / "first", tmp_path / "second"
+    read = dataclasses.replace(HELD, seed=9)
+    for folder, stage, config in (
+        (first, "pretrain", {"model": "smollm2", "corpus": {"hold_out": to_plain(read)}}),
+        (second, "contrast", {"model": str(first), "pairs": {"clicks": {"hold_out": to_plain(HELD)}}}),
+    ):
+        shutil.copytree(tiny_model, folder)
+        cut = datetime(2026, 3, 3, tzinfo=UTC)
+        Provenance(stage=stage, base="b", available_at=cut, config=config).write(folder)  # type: ignore[arg-type]
+    model = first if asked == "stage 1" else second
+    with pytest.raises(ModelError, match=r"stage pretrain was tuned with .*seed=9"):
+        probe(workspace, [Candidate(name=asked, encoder=EncoderConfig(model=str(model)))], ProbeConfig(hold_out=HELD))
+
+
 def test_candidates_are_what_was_tuned_here(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     untuned = ["raw, last token", "raw, mean", "raw, one word", "all-MiniLM-L6-v2"]
     assert [c.name for c in candidates(workspace)] == untuned
     assert hold_out_of(workspace) is None
-    for run, stage in (("pretrain", "pretrain"), ("contrast-held-out-token", "contrast")):
+    for run in ("pretrain", "pretrain-held-out", "contrast-held-out-token"):
+        stage = run.split("-")[0]
         model = tmp_path / "language" / run / "model"
         model.mkdir(parents=True)
         held = {"pairs": {"clicks": {"hold_out": {"pois": 0.3}}}}
