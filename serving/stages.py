@@ -135,7 +135,9 @@ def _forget_prompted(workspace: Workspace) -> None:
     """What a language model was told of the old log is not so in the new one. What it said is kept, prompt by prompt,
     and asked for again where a prompt is the same."""
     from feature_repo.store import drop, open_store
+    from trainers.language.verbaliser import forget_usual_words
 
+    forget_usual_words(workspace)
     beside = [f for space in columns.PROMPTED for f in workspace.beside.glob(f"{columns.beside(space, '*')}.parquet")]
     if beside and workspace.feature_store_yaml.exists():
         with quiet():
@@ -348,6 +350,11 @@ def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path
         **parts,
         pois=pq.read_table(workspace.source("pois")),
         text=matrices(workspace).get(POI_SPACE),
+        earlier=pq.read_table(
+            workspace.source("impressions"),
+            columns=[columns.POI_ID, columns.EVENT_TIMESTAMP],
+            filters=[(columns.CLICK, "==", 1), (columns.EVENT_TIMESTAMP, "<", schema.split.train)],
+        ),
     )
     artefact = build(
         retrieval, RetrievalConfig(), seed, lambda done, planned, note: report(f"train towers: {note}", done, planned)

@@ -65,8 +65,8 @@ class RetrievalData:
     """Pulls of a service, by time, with the POIs that may be retrieved.
 
     Args:
-        train: history and train rows.
         pois: the source table of POIs.
+        earlier: `poi_id` and `event_timestamp` of the clicks before `train`, which popularity counts too.
         text: vectors of POI texts, where the POI tower shall read them.
     """
 
@@ -76,6 +76,7 @@ class RetrievalData:
     test: pa.Table = field(repr=False)
     pois: pa.Table = field(repr=False)
     text: VectorMatrix | None = field(default=None, repr=False)
+    earlier: pa.Table | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,11 +302,15 @@ def _item_rows(table: pa.Table, pois: pa.Table) -> np.ndarray:
 
 
 def _click_log(data: RetrievalData) -> dict[str, np.ndarray]:
-    """All clicks of all parts in time order; a scorer looks only at those before the day of its request."""
-    names = [columns.POI_ID, EVENT_TIME_US]
-    parts = [t.filter(pc.equal(t[columns.CLICK], 1)).select(names) for t in (data.train, data.valid, data.test)]
-    log = pa.concat_tables(parts).sort_by(EVENT_TIME_US)
-    return {"time_us": log[EVENT_TIME_US].to_numpy(), "item": _item_rows(log, data.pois)}
+    """All clicks in time order; a scorer looks only at those before the day of its request."""
+    parts = [t.filter(pc.equal(t[columns.CLICK], 1)) for t in (data.train, data.valid, data.test)]
+    items, times = [_item_rows(part, data.pois) for part in parts], [part[EVENT_TIME_US].to_numpy() for part in parts]
+    if data.earlier is not None:
+        items.append(_item_rows(data.earlier, data.pois))
+        times.append(data.earlier[columns.EVENT_TIMESTAMP].cast(pa.int64()).to_numpy())
+    item, time_us = np.concatenate(items), np.concatenate(times)
+    order = np.argsort(time_us, kind="stable")
+    return {"time_us": time_us[order], "item": item[order]}
 
 
 def _pieces(rows: int, size: int) -> Iterator[Tensor]:

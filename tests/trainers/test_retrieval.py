@@ -24,6 +24,7 @@ from trainers.retrieval import (
     Clicks,
     RetrievalConfig,
     RetrievalData,
+    _click_log,
     build,
     hit_rates,
     popularity_scorer,
@@ -180,6 +181,19 @@ def test_ranks_and_hit_rates_by_hand() -> None:
     found = ranks(lambda rows: scores[rows], clicks([0] * 3, [60.0] * 3, [2, 0, 0]), 3)
     assert found.tolist() == [1.0, 1.0, 0.0]
     assert hit_rates(np.array([0, 19, 20, 49.5, 199, 200, 300, 10])) == {"20": 3 / 8, "50": 5 / 8, "200": 6 / 8}
+
+
+def test_popularity_counts_clicks_before_training_began_too() -> None:
+    """A click on the day before training, of the place that nobody clicks later: it counts on training's first days."""
+    known = data()
+    first_us = int(known.train[scenes.EVENT_TIME_US].to_numpy().min())
+    ids = known.pois[columns.POI_ID].to_pylist()
+    times = pa.array([first_us - 3_600_000_000], pa.timestamp("us", tz="UTC"))
+    earlier = pa.table({columns.POI_ID: [ids[7]], columns.EVENT_TIMESTAMP: times})
+    log, before = (_click_log(RetrievalData(**{**vars(known), "earlier": e})) for e in (earlier, None))
+    assert (log["time_us"][0], log["item"][0]) == (first_us - 3_600_000_000, 7)
+    assert log["item"][1:].tolist() == before["item"].tolist()
+    assert log["time_us"][1:].tolist() == before["time_us"].tolist() == sorted(before["time_us"].tolist())
 
 
 def test_popularity_counts_the_28_days_before_the_day_and_decays_with_distance() -> None:

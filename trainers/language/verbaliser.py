@@ -7,6 +7,7 @@ logits, the mean over a word's tokens; they order the words of one prompt and me
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,12 @@ def words_of(workspace: Workspace, path: Path | None) -> tuple[str, ...]:
     Raises TextError for a file that is not there or holds fewer than two words.
     """
     if path is None:
-        path = workspace.knowledge / "words.txt"
+        path = _own(workspace)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(HEADER + "".join(f"{word}\n" for word in usual_words(workspace)))
+            staged = path.with_name(f".{path.name}.{os.getpid()}")
+            staged.write_text(_usual_file(workspace))
+            os.replace(staged, path)
     if not path.is_file():
         raise TextError(f"{path}: no such file of words; write one word a line")
     lines = (line.strip() for line in path.read_text().splitlines())
@@ -71,6 +74,21 @@ def words_of(workspace: Workspace, path: Path | None) -> tuple[str, ...]:
     if len(words) < 2:
         raise TextError(f"{path}: at least two words expected, one a line, found {list(words)}")
     return words
+
+
+def forget_usual_words(workspace: Workspace) -> None:
+    """Before other POIs take the place of the workspace's: remove its own list, unless somebody edited it."""
+    path = _own(workspace)
+    if path.is_file() and workspace.source("pois").is_file() and path.read_text() == _usual_file(workspace):
+        path.unlink()
+
+
+def _own(workspace: Workspace) -> Path:
+    return workspace.knowledge / "words.txt"
+
+
+def _usual_file(workspace: Workspace) -> str:
+    return HEADER + "".join(f"{word}\n" for word in usual_words(workspace))
 
 
 def usual_words(workspace: Workspace) -> list[str]:

@@ -16,7 +16,7 @@ from trainers.language.encoder import EncoderConfig
 from trainers.language.local import CausalModel
 from trainers.language.tastes import knowledge_report
 from trainers.language.texts import TextError
-from trainers.language.verbaliser import Verbaliser, words_of
+from trainers.language.verbaliser import Verbaliser, forget_usual_words, words_of
 
 WORDS = ("pub", "cafe", "bakery", "kiosk")
 
@@ -71,6 +71,17 @@ def test_the_usual_words_are_the_kinds_of_pois_and_may_be_edited(town: Workspace
         words_of(town, other)
     with pytest.raises(TextError, match=r"none\.txt: no such file of words"):
         words_of(town, Path("none.txt"))
+
+
+def test_the_usual_words_go_with_their_pois_and_edited_ones_stay(town: Workspace) -> None:
+    words_of(town, None)
+    path = town.knowledge / "words.txt"
+    forget_usual_words(town)
+    assert not path.exists()
+    forget_usual_words(town)
+    path.write_text("sweet\nsalty\n")
+    forget_usual_words(town)
+    assert words_of(town, None) == ("sweet", "salty")
 
 
 def test_words_are_held_against_the_truth_and_against_chance() -> None:
