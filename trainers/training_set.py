@@ -247,8 +247,10 @@ def _outcomes(spine: pa.Table) -> list[str]:
 def _sources_state(workspace: Workspace, pull: Pull) -> dict[str, list[int]]:
     """Size and modification time of every file that a pull reads."""
     files = [*workspace.sources.glob("*.parquet"), *workspace.knowledge.glob("*.parquet"), workspace.schema]
-    files += [] if pull.entities is None else [pull.entities]
-    return state_of(files)
+    state = state_of(files)
+    if pull.entities is not None:  # wherever it lies, it may be called as one of those
+        (state["the pull's own entities"],) = state_of([pull.entities]).values()
+    return state
 
 
 def _restart_if_stale(folder: Path, state: dict[str, Any]) -> None:

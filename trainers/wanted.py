@@ -82,7 +82,8 @@ class WantedList:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lines = [json.dumps([key, us]) for of, key, us in new if of == space]
                 with path.open("a") as file:  # ASCII: a key's own line breaks, of any alphabet, are escaped
-                    file.write("\n".join(lines) + "\n")
+                    # The break comes first: a line that a crash or a full disk cut off takes no other with it.
+                    file.write("".join(f"\n{line}" for line in lines))
                 new = [line for line in new if line[0] != space]
         finally:
             with self._lock:

@@ -213,3 +213,15 @@ def test_parts_are_read_by_the_borders_of_users_where_there_are_any(tmp_path):
     borders = pa.table({columns.USER_ID: ["u", "v"], "valid": time_column([1, 7]), "test": time_column([2, 7])})
     pq.write_table(borders, workspace.source("borders"))
     assert sizes() == [1 + 3, 1, 2 + 1]
+
+
+@pytest.mark.parametrize("changed", ["the source", "the rows"])
+def test_a_change_is_seen_though_ones_own_rows_are_called_as_a_source_is(tmp_path, changed):
+    repo = TinyRepo(tmp_path / "workspace", [(0, 0, 1)])
+    own = tmp_path / "pois.parquet"
+    pq.write_table(impressions([1]), own)
+    pull = Pull(service="rated", start=at(0), end=at(2), entities=own)
+    before = training_set._sources_state(repo.workspace, pull)
+    path = own if changed == "the rows" else repo.workspace.source("pois")
+    path.write_bytes(path.read_bytes() + b"more")
+    assert training_set._sources_state(repo.workspace, pull) != before

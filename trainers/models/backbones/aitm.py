@@ -8,7 +8,8 @@ scenario is the t-th:
     z_i = sum over u in {p_i, q_i} of softmax(K(u) . Q(u) / sqrt(H)) V(u),   logit = tower_t(z_t)
 
 K, Q and V are linear maps, the same at every place of the order. The unknown scenario stands first: all rows train its
-bottom, and a row of no known scenario needs nothing else. The paper's calibrator is left out: it says that a later task
+bottom, and a row of no known scenario needs no other; its tower stays as it was drawn unless some rows of training are
+of no known scenario. The paper's calibrator is left out: it says that a later task
 happens less often than an earlier one, which scenarios do not promise.
 
 A row at place t goes through t bottoms and transfers, and no further, so the work grows with the number of scenarios
