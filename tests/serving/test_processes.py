@@ -115,6 +115,20 @@ def test_an_address_that_is_taken_is_an_error() -> None:
 def asked(address: str, connections: int = 16) -> dict[int, str]:
     """Since when each process that is reached answers, and with which version: each connection is to one process."""
     found = {}
+def test_an_address_is_free_while_connections_of_a_server_that_stopped_linger() -> None:
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        place = server.getsockname()
+        with socket.create_connection(place) as caller:
+            accepted, _ = server.accept()
+            accepted.close()  # who closes first keeps the connection for a minute
+            assert caller.recv(1) == b""
+    with processes.reserved(f"127.0.0.1:{place[1]}") as reserved:
+        assert reserved.getsockname() == place
+
+
     for _ in range(connections):
         alone = [("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(address, alone) as channel:
