@@ -287,7 +287,7 @@ def create_server(
         name: of the pipeline's bundle.
 
     Raises AuthError for plain text on an address that other machines can reach, FileError for TLS files that cannot be
-    used, RuntimeError if the address is taken.
+    used, OSError if the address is taken.
     """
     if options.tls is None:
         require_loopback(options.address)
@@ -326,10 +326,7 @@ def create_server(
     life = Life()
     health_pb2_grpc.add_HealthServicer_to_server(life, server)
     reflection.enable_server_reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    if options.tls is None:
-        port = server.add_insecure_port(options.address)
-    else:
-        port = server.add_secure_port(options.address, options.tls.credentials())
+    port = _listening(server, options)
     metrics_port = None if options.metrics_port is None else metrics.listen(options.metrics_port)
     server.start()
     for name in ("", SERVICE):
@@ -350,6 +347,18 @@ def create_server(
         metrics_port,
         options.grace_seconds,
     )
+
+
+def _listening(server: grpc.Server, options: ServerOptions) -> int:
+    """The port. Raises OSError for an address that cannot be had: the RuntimeError of gRPC names no remedy."""
+    credentials = None if options.tls is None else options.tls.credentials()
+    try:
+        if credentials is None:
+            return int(server.add_insecure_port(options.address))
+        return int(server.add_secure_port(options.address, credentials))
+    except RuntimeError as error:
+        why = "another program does, or it is no address of this machine"
+        raise OSError(f"cannot listen on {options.address}: {why}; take another one, or port 0 for any free") from error
 
 
 def _say(agreed: Path | None, live: Live) -> None:
