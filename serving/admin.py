@@ -9,16 +9,14 @@ from collections.abc import Callable, Sequence
 
 import grpc
 
+from serving import observe, wire
 from serving import shadow as shadows
-from serving import wire
 from serving.feedback import FeedbackEvent
 from serving.live import Changing, Live, NothingBefore
-from serving.online import ServiceMismatch
 from serving.pipeline import Pipeline, Ranking
 from serving.request import RankRequest, RecommendRequest
 from serving.v1 import admin_pb2 as pb
 from serving.v1 import admin_pb2_grpc as pb_grpc
-from trainers.bundle import BundleError
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
@@ -109,16 +107,21 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
 
 
 def _carried_out(change: Callable[[], None], what: str, context: grpc.ServicerContext) -> None:
-    """Make a change, or end the call with the reason why not: an operator is told it, as in the log."""
+    """Make a change, or end the call with the reason why not: an operator is told it, as in the log.
+
+    What cannot be used raises ValueError (a bundle, an index, knowledge, a key) or OSError; anything else is a fault.
+    """
     try:
         change()
     except Changing as error:
         context.abort(grpc.StatusCode.ABORTED, str(error))
     except NothingBefore as error:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-    except (BundleError, ServiceMismatch, OSError) as error:
+    except (ValueError, OSError) as error:
         log.warning("%s refused: %s", what, error)
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    except Exception:
+        observe.fault(context)
     log.info("%s: done", what)
 
 

@@ -7,19 +7,21 @@ Nothing here holds an id of a user or a POI, or a token.
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
 from serving.v1 import admin_pb2
 from serving.v1 import recommender_pb2 as pb
 
+log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"]
 ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -105,6 +107,14 @@ def request_id() -> str:
     """Of the request under way; a new one where there is none."""
     request = _REQUEST.get()
     return uuid.uuid4().hex if request is None else request.request_id
+
+
+def fault(context: grpc.ServicerContext) -> NoReturn:
+    """End a call at an exception that is a fault of ours: the log has it, the caller is told an id to find it by."""
+    error_id = request_id()
+    log.exception("request failed, error id %s", error_id)
+    context.abort(grpc.StatusCode.INTERNAL, f"internal error {error_id}")
+    raise AssertionError("abort returned")
 
 
 class ObservingInterceptor(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types

@@ -5,7 +5,6 @@ The process loads neither transformers nor peft: what a language model knows was
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -45,7 +44,6 @@ from serving.v1 import admin_pb2_grpc as admin_grpc
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
 
-log = logging.getLogger(__name__)
 ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"].full_name
 Answer = TypeVar("Answer")
@@ -225,9 +223,7 @@ def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Ans
     except StoreUnavailable:
         context.abort(grpc.StatusCode.UNAVAILABLE, "the online store does not answer")
     except Exception:
-        error_id = observe.request_id()
-        log.exception("request failed, error id %s", error_id)
-        context.abort(grpc.StatusCode.INTERNAL, f"internal error {error_id}")
+        observe.fault(context)
     raise AssertionError("abort returned")
 
 

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
 
+from serving.attribution import Signer
 from serving.client import Asker, Happened, Recommender
 from serving.feedback import FeedbackLog
 from serving.opening import open_pipeline
@@ -175,6 +177,38 @@ def test_a_bundle_that_cannot_be_used_is_refused_and_the_one_before_goes_on(both
         assert reason in refused.value.details()
     assert operator.serving() == before
     assert ask(client, moment, poi_ids).model == before.current
+
+
+def test_what_is_read_beside_a_bundle_is_refused_with_the_reason_and_a_fault_with_an_id(
+    workspace, folder, load, tmp_path, caplog
+):
+    def registry_away():
+        raise OperationalError("SELECT 1", {}, Exception("secret-host refused"))
+
+    shutil.copytree(workspace.index, tmp_path / "index")
+    for file in (tmp_path / "index").glob("*.safetensors"):
+        file.write_bytes(b"damaged")
+    others = {
+        "index": lambda: open_pipeline(workspace, folder / "ple", tmp_path / "index", unproven=True),
+        "key": lambda: Signer(b"too short"),
+        "registry": registry_away,
+    }
+    server = create_server(load("larr"), ServerOptions(), None, lambda name: others[name]())
+    with Operator(f"127.0.0.1:{server.port}") as operator:
+        for change in (operator.reload, operator.shadow):
+            for name, reason in (("index", "does not have the hash"), ("key", "needs 32 bytes")):
+                with pytest.raises(grpc.RpcError) as refused:
+                    change(name)
+                assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+                assert reason in refused.value.details()
+            with pytest.raises(grpc.RpcError) as fault:
+                change("registry")
+            assert fault.value.code() is grpc.StatusCode.INTERNAL
+            error_id = fault.value.details().removeprefix("internal error ")
+            assert len(error_id) == 32 and error_id in caplog.text and "secret-host" in caplog.text
+        assert operator.serving().current.name == "larr"
+    server.stop()
+    server.live.close()
 
 
 def test_an_unproven_bundle_is_refused_by_a_server_that_wants_proof(workspace, folder, load):
