@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import grpc
 
@@ -29,7 +30,7 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
 
     Args:
         load: opens and verifies the bundle of a name; None: this server answers with what it started with.
-        changed: is called when another bundle answers by an operator's word.
+        changed: is called when another bundle answers by an operator's word, before anything else can change it.
     """
 
     def __init__(self, live: Live, load: Load | None, changed: Callable[[], None] = lambda: None) -> None:
@@ -56,13 +57,12 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
 
     def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:
         load = self._loader(request.bundle, context)
-        _carried_out(lambda: self._live.reload(load, request.bundle), f"reload of {request.bundle}", context)
-        self._changed()
+        reload = partial(self._live.reload, load, request.bundle)
+        _carried_out(partial(self._have_answer, reload), f"reload of {request.bundle}", context)
         return pb.ReloadResponse(serving=self._serving())
 
     def RollBack(self, request: pb.RollBackRequest, context: grpc.ServicerContext) -> pb.RollBackResponse:
-        _carried_out(self._live.roll_back, "roll back", context)
-        self._changed()
+        _carried_out(partial(self._have_answer, self._live.roll_back), "roll back", context)
         return pb.RollBackResponse(serving=self._serving())
 
     def Shadow(self, request: pb.ShadowRequest, context: grpc.ServicerContext) -> pb.ShadowResponse:
@@ -85,6 +85,12 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this server loads no other bundle than it started with")
             raise AssertionError("abort returned")
         return lambda: load(name)
+
+    def _have_answer(self, change: Callable[[], None]) -> None:
+        """Who follows what is agreed on finds no moment between a change and its word."""
+        with self._live.changing():
+            change()
+            self._changed()
 
     def _cast(self, load: Callable[[], Pipeline], share: float) -> None:
         with self._live.changing():

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from serving.live import Changing, Live, NothingBefore
+from serving.live import Changing, Live
 from serving.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -64,24 +64,38 @@ class Follower:
         self._ending.set()
 
     def look(self) -> None:
-        """Follow, where something else is agreed on than answers here."""
+        """Follow, where something else is agreed on than answers here. Raises what `said` raises."""
         agreed = said(self._path)
-        if agreed is None or agreed.version == version_of(self._live.current):
-            return
-        if agreed == self._refused and time.monotonic() < self._again:
+        if agreed is None or self._is_settled(agreed):
             return
         try:
-            previous = self._live.previous
-            if previous is not None and version_of(previous) == agreed.version:
-                self._live.roll_back()
-            else:
-                self._live.reload(lambda: self._agreed_on(agreed), agreed.bundle)
-            log.info("followed to %s, version %s", agreed.bundle, agreed.version)
-        except (Changing, NothingBefore):
-            pass  # another caller was faster: looked at again
-        except (ValueError, OSError) as error:
+            with self._live.changing():
+                # What an operator changed here meanwhile was said before the change ended: it is not to be undone.
+                agreed = said(self._path) or agreed
+                if not self._is_settled(agreed):
+                    self._follow(agreed)
+        except Changing:
+            pass  # looked at again once that is done
+        except Exception as error:
             self._refused, self._again = agreed, time.monotonic() + AGAIN_S
-            log.error("cannot follow to %s, version %s: %s", agreed.bundle, agreed.version, error)
+            is_known = isinstance(error, (ValueError, OSError))
+            log.error(
+                "cannot follow to %s, version %s: %s", agreed.bundle, agreed.version, error, exc_info=not is_known
+            )
+
+    def _is_settled(self, agreed: Agreed) -> bool:
+        """Whether it answers, or could not be followed to a moment ago."""
+        if agreed.version == version_of(self._live.current):
+            return True
+        return agreed == self._refused and time.monotonic() < self._again
+
+    def _follow(self, agreed: Agreed) -> None:
+        previous = self._live.previous
+        if previous is not None and version_of(previous) == agreed.version:
+            self._live.roll_back()
+        else:
+            self._live.reload(lambda: self._agreed_on(agreed), agreed.bundle)
+        log.info("followed to %s, version %s", agreed.bundle, agreed.version)
 
     def _agreed_on(self, agreed: Agreed) -> Pipeline:
         pipeline = self._load(agreed.bundle)
@@ -95,7 +109,10 @@ class Follower:
             if os.getppid() != self._parent:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-            self.look()
+            try:
+                self.look()
+            except Exception:  # whatever it is: without this thread the process would neither follow nor end
+                log.exception("cannot read what was agreed on")
 
 
 def version_of(pipeline: Pipeline) -> str:

@@ -86,7 +86,7 @@ class Live:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """One change at a time. Raises Changing."""
+        """One change at a time: what is read, changed and said in the block belongs together. Raises Changing."""
         if not self._changing.acquire(blocking=False):
             raise Changing("another change of what is served is under way")
         try:
@@ -108,21 +108,20 @@ class Live:
         return pipeline
 
     def reload(self, load: Callable[[], Pipeline], name: str = "") -> None:
-        """Have another pipeline answer once it is loaded, of the bundle of this name.
+        """Within `changing`: have another pipeline answer once it is loaded, of the bundle of this name.
 
-        Raises Changing, and what `opened` raises; what answered before goes on.
+        Raises what `opened` raises; what answered before goes on.
         """
-        with self.changing():
-            pipeline = self.opened(load)
-            with self._lock:
-                gone, self._previous = self._previous, self._current
-                self._current = _Held(pipeline, name)
-            self._told(pipeline)
-            self._retire(gone)
+        pipeline = self.opened(load)
+        with self._lock:
+            gone, self._previous = self._previous, self._current
+            self._current = _Held(pipeline, name)
+        self._told(pipeline)
+        self._retire(gone)
 
     def roll_back(self) -> None:
-        """Have the pipeline of before the last change answer again. Raises Changing, NothingBefore."""
-        with self.changing(), self._lock:
+        """Within `changing`: have the pipeline of before the last change answer again. Raises NothingBefore."""
+        with self._lock:
             if self._previous is None:
                 raise NothingBefore("this server has loaded no other bundle since it started")
             self._current, self._previous = self._previous, self._current

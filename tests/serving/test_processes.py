@@ -11,18 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from feature_repo.workspace import Workspace
 from serving import agreement, processes
+from serving.admin import AdminServicer
 from serving.agreement import Agreed, Follower
 from serving.client import Asker, Recommender
 from serving.live import Live
 from serving.opening import open_pipeline
 from serving.operator_client import Operator
+from serving.pipeline import Pipeline
 from serving.v1 import admin_pb2, admin_pb2_grpc
 from tests.conftest import ROOT, Project
 from trainers import bundle as bundles
@@ -112,9 +115,6 @@ def test_an_address_that_is_taken_is_an_error() -> None:
             processes.reserved(f"127.0.0.1:{taken.getsockname()[1]}")
 
 
-def asked(address: str, connections: int = 16) -> dict[int, str]:
-    """Since when each process that is reached answers, and with which version: each connection is to one process."""
-    found = {}
 def test_an_address_is_free_while_connections_of_a_server_that_stopped_linger() -> None:
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
@@ -129,6 +129,9 @@ def test_an_address_is_free_while_connections_of_a_server_that_stopped_linger() 
         assert reserved.getsockname() == place
 
 
+def asked(address: str, connections: int = 16) -> dict[int, str]:
+    """Since when each process that is reached answers, and with which version: each connection is to one process."""
+    found = {}
     for _ in range(connections):
         alone = [("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(address, alone) as channel:
@@ -206,6 +209,80 @@ def test_followers_go_back_at_once_load_what_is_new_and_refuse_what_is_another_b
         follower.look()
         assert live.name == "larr" and "cannot follow to" in caplog.text
     assert loaded == ["ple", "ple", "none"]  # what was refused is not tried again and again
+    follower.close()
+
+
+@pytest.fixture
+def load(workspace: Workspace) -> Callable[[str], Pipeline]:
+    return lambda name: open_pipeline(workspace, workspace.bundles / name, None, unproven=True)
+
+
+def told(live: Live, load: Callable[[str], Pipeline], path: Path, name: str, before: Callable[[], None]) -> None:
+    """An operator's word that a bundle answers; `before` others are let know."""
+
+    def changed() -> None:
+        before()
+        agreement.say(path, Agreed(live.name, agreement.version_of(live.current)))
+
+    AdminServicer(live, load, changed).Reload(admin_pb2.ReloadRequest(bundle=name), cast(grpc.ServicerContext, None))
+
+
+def test_a_follower_that_looks_before_a_change_is_told_leaves_it(
+    live: Live, load: Callable[[str], Pipeline], workspace: Workspace, tmp_path: Path
+) -> None:
+    path = tmp_path / "agreed.json"
+    agreement.say(path, Agreed("larr", agreement.version_of(live.current)))
+    follower = Follower(path, live, load, every_s=3600)
+    told(live, load, path, "ple", before=follower.look)
+    follower.look()
+    version = bundles.load(workspace.bundles / "ple").manifest.version
+    assert (live.name, agreement.version_of(live.current)) == ("ple", version)
+    assert agreement.said(path) == Agreed("ple", version)
+    follower.close()
+
+
+def test_a_follower_that_read_what_was_agreed_before_a_change_reads_it_again(
+    live: Live, load: Callable[[str], Pipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, said = tmp_path / "agreed.json", agreement.said
+    agreement.say(path, Agreed("larr", agreement.version_of(live.current)))
+    follower = Follower(path, live, load, every_s=3600)
+
+    def said_just_before(path: Path) -> Agreed | None:
+        agreed = said(path)
+        if live.name == "larr":
+            told(live, load, path, "ple", before=lambda: None)
+        return agreed
+
+    monkeypatch.setattr(agreement, "said", said_just_before)
+    follower.look()
+    assert live.name == "ple" and said(path) == Agreed("ple", agreement.version_of(live.current))
+    follower.close()
+
+
+def test_a_follower_outlives_whatever_goes_wrong(
+    live: Live, load: Callable[[str], Pipeline], workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    away, tried = threading.Event(), threading.Semaphore(0)
+    away.set()
+
+    def load_from_the_registry(name: str) -> Pipeline:
+        tried.release()
+        if away.is_set():
+            raise OperationalError("SELECT 1", {}, Exception("the registry is down"))
+        return load(name)
+
+    path = tmp_path / "agreed.json"
+    path.write_text("no JSON")
+    follower = Follower(path, live, load_from_the_registry, every_s=0.01)
+    within(lambda: "cannot read what was agreed on" in caplog.text)
+    agreement.say(path, Agreed("ple", bundles.load(workspace.bundles / "ple").manifest.version))
+    assert tried.acquire(timeout=60)
+    within(lambda: "the registry is down" in caplog.text)
+    assert live.name == "larr" and not tried.acquire(timeout=0.2), "it is not tried again and again"
+    away.clear()
+    follower._again = 0.0
+    within(lambda: live.name == "ple")
     follower.close()
 
 
