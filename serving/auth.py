@@ -203,12 +203,12 @@ class TokenInterceptor(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has
         scopes = self._tokens().scopes_of(_sent(details.invocation_metadata))
         if scopes is None:
             wanted = "this server wants the metadata `authorization: Bearer <token>`"
-            return _refusal(handler, grpc.StatusCode.UNAUTHENTICATED, wanted)
+            return _refusal(grpc.StatusCode.UNAUTHENTICATED, wanted)
         needed = SCOPES.get(details.method, Scope.ADMIN)
         if needed in scopes or details.method.startswith(ANY_SCOPE_SERVICES):
             return handler
         lacking = f"the token lacks the scope that this method needs: {needed.value}"
-        return _refusal(handler, grpc.StatusCode.PERMISSION_DENIED, lacking)
+        return _refusal(grpc.StatusCode.PERMISSION_DENIED, lacking)
 
 
 def _sent(metadata: Any) -> bytes:
@@ -218,12 +218,10 @@ def _sent(metadata: Any) -> bytes:
     return token if scheme.lower() == b"bearer" else b""
 
 
-def _refusal(handler: Any, code: grpc.StatusCode, details: str) -> Any:
-    """A handler of the same kind that ends the call. Of streams it reads nothing: the first message may never come."""
+def _refusal(code: grpc.StatusCode, details: str) -> Any:
+    """A handler that ends a call of any kind, and reads nothing of it: the message may never come."""
 
     def refuse(_: object, context: grpc.ServicerContext) -> None:
         context.abort(code, details)
 
-    if handler is not None and handler.unary_unary is not None:
-        return grpc.unary_unary_rpc_method_handler(refuse)
     return grpc.stream_stream_rpc_method_handler(refuse)

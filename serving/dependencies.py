@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any
 
-import grpc
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
+
+from serving.life import Life
 
 log = logging.getLogger(__name__)
 INTERVAL_S = 5.0
@@ -23,33 +22,6 @@ STATUSES = {
     True: health_pb2.HealthCheckResponse.SERVING,
     False: health_pb2.HealthCheckResponse.NOT_SERVING,
 }
-
-
-class Life(health.HealthServicer):  # type: ignore[misc]  # it has no types
-    """gRPC's health service, whose watchers a stop tells and lets go: nobody would end their streams for them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._watched: set[Callable[[], None]] = set()
-
-    def Watch(
-        self,
-        request: health_pb2.HealthCheckRequest,
-        context: grpc.ServicerContext,
-        send_response_callback: Callable[[Any], None] | None = None,
-    ) -> Any:
-        watcher = super().Watch(request, context, send_response_callback)
-        end = watcher.close if send_response_callback is None else partial(send_response_callback, None)
-        self._watched.add(end)
-        if not context.add_callback(partial(self._watched.discard, end)):
-            self._watched.discard(end)
-        return watcher
-
-    def stop(self) -> None:
-        """NOT_SERVING from now on; watchers hear it, and their streams end."""
-        self.enter_graceful_shutdown()
-        for end in self._watched.copy():
-            end()
 
 
 class Dependencies:

@@ -125,25 +125,30 @@ class ObservingInterceptor(grpc.ServerInterceptor):  # type: ignore[misc] # grpc
 
     def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
         handler = continuation(details)
-        if handler is not None and handler.unary_unary is not None:
+        if handler is not None and not handler.response_streaming:
             return self._unary(handler, details)
         if handler is not None and handler.stream_stream is not None:
             return self._stream(handler, details)
         return handler
 
     def _unary(self, handler: Any, details: Any) -> Any:
+        behaviour = handler.stream_unary or handler.unary_unary
+        make = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+
         def observed(message: object, context: grpc.ServicerContext) -> object:
             request, aborted = _UnderWay(), True
             before = _REQUEST.set(request)
             try:
-                answer = handler.unary_unary(message, context)
+                answer = behaviour(message, context)
                 aborted = False
                 return answer
             finally:
                 _REQUEST.reset(before)
                 self._tell(details, context, request, aborted)
 
-        return grpc.unary_unary_rpc_method_handler(observed, handler.request_deserializer, handler.response_serializer)
+        return make(observed, handler.request_deserializer, handler.response_serializer)
 
     def _stream(self, handler: Any, details: Any) -> Any:
         def observed(messages: object, context: grpc.ServicerContext) -> Iterator[object]:

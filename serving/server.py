@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
@@ -29,10 +29,12 @@ from serving.agreement import Follower
 from serving.auth import Tls, TokenInterceptor, Tokens, require_loopback
 from serving.calibration import Calibration
 from serving.degrade import Caller
-from serving.dependencies import INTERVAL_S, Dependencies, Life
+from serving.dependencies import INTERVAL_S, Dependencies
 from serving.feedback import FeedbackBusy, FeedbackLog
 from serving.feedback_streams import Stopping, Streams, TooManyStreams
 from serving.feedback_tables import FeedbackUnavailable
+from serving.life import THREADS as HEALTH_THREADS
+from serving.life import Life
 from serving.live import Live
 from serving.malformed import MalformedInterceptor
 from serving.metrics import Metrics
@@ -50,7 +52,7 @@ Answer = TypeVar("Answer")
 Asked = TypeVar("Asked", RankRequest, RecommendRequest)
 LONGEST_S = 24 * 3600.0  # a deadline further away is none
 FEEDBACK_CALLS = 48  # at a time; where the database is slow they must not take the threads of rankings
-SPARE_THREADS = FEEDBACK_CALLS + 16  # and for refusals
+SPARE_THREADS = FEEDBACK_CALLS + HEALTH_THREADS + 16  # and for refusals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +322,7 @@ def create_server(
     admin_grpc.add_AdminServiceServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
     pb_grpc.add_RecommenderServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     life = Life()
-    health_pb2_grpc.add_HealthServicer_to_server(life, server)
+    life.serve(server)
     reflection.enable_server_reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     port = _listening(server, options)
     metrics_port = None if options.metrics_port is None else metrics.listen(options.metrics_port)

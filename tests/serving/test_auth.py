@@ -159,7 +159,7 @@ def test_only_the_token_lets_in_and_health_needs_none(pipeline, asker, poi_ids, 
 
 
 def _never():
-    """Requests of a stream that says nothing for longer than anybody waits."""
+    """Messages of a call that says nothing for longer than anybody waits."""
     time.sleep(60)
     yield pb.RecordFeedbackRequest()
 
@@ -206,7 +206,7 @@ def test_each_method_wants_its_scope(pipeline, method):
         server.stop()
 
 
-def test_a_stream_that_says_nothing_is_refused_at_once(pipeline):
+def test_a_call_that_says_nothing_is_refused_at_once(pipeline):
     server = create_server(pipeline, ServerOptions(tokens=lambda: Tokens.parse(TOKEN_FILE.encode(), "tokens")))
     try:
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -214,6 +214,9 @@ def test_a_stream_that_says_nothing_is_refused_at_once(pipeline):
             for token, code in ((TOKEN + "x", "UNAUTHENTICATED"), (RANK, "PERMISSION_DENIED")):
                 call = stub.RecordFeedbackStream(_never(), metadata=[("authorization", f"Bearer {token}")], timeout=20)
                 assert code_of(lambda c=call: next(c)).name == code
+            for method in CALLS:
+                silent = channel.stream_unary(f"/{SERVICE}/{method}")
+                assert code_of(lambda c=silent: c(_never(), timeout=20)) is grpc.StatusCode.UNAUTHENTICATED
             unknown = channel.unary_unary(f"/{SERVICE}/Nothing")
             assert code_of(lambda: unknown(b"")) is grpc.StatusCode.UNAUTHENTICATED
             told = [("authorization", f"Bearer {RANK}")]

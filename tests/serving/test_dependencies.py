@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.dependencies import Dependencies
 from serving.feedback import FeedbackLog
+from serving.life import Life
 from serving.server import ServerOptions, create_server
 from tests.serving.on_redis import on_redis
 from tests.serving.test_admission import until
@@ -27,7 +28,7 @@ class World:
         self.there, self.hangs, self.asked = True, threading.Event(), 0
         self.hangs.set()
         self.found: list[tuple[str, bool]] = []
-        self.life = health.HealthServicer()
+        self.life = Life()
         self.asks = Dependencies(
             self.life,
             {"store": self.store, "index": lambda: True},
@@ -43,8 +44,8 @@ class World:
             raise ConnectionError("no store")
         return True
 
-    def says(self, name: str) -> int:
-        return self.life.Check(health_pb2.HealthCheckRequest(service=name), None).status
+    def says(self, name: str) -> int | None:
+        return self.life.status(name)
 
 
 @pytest.fixture
