@@ -6,11 +6,13 @@ answers: the request's own columns, as in the log, and every value as the ranker
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +24,7 @@ from feature_repo.scenes import EVENT_TIME_US
 from serving.features import ContextReading, Reading
 from serving.request import RequestContext
 
+log = logging.getLogger(__name__)
 ROWS = 5000  # in memory before a file is written
 BUNDLE = b"bundle"  # a file's note of which bundle answered
 
@@ -29,7 +32,7 @@ BUNDLE = b"bundle"  # a file's note of which bundle answered
 class ServedLog:
     """Keeps a share of the answers of one bundle; safe to call from threads.
 
-    What is in memory when the process is killed is lost: it is a sample.
+    What is in memory when the process is killed, or cannot be written, is lost: it is a sample.
 
     Args:
         share: of the answers, from 0 to 1.
@@ -42,6 +45,7 @@ class ServedLog:
         self._folder, self._share, self._version, self._schema = folder, share, version, schema
         self._most = rows
         self._kept: list[pa.Table] = []
+        self._fails = False
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -64,13 +68,27 @@ class ServedLog:
     def _write(self) -> None:
         if not self._kept:
             return
+        table, self._kept = pa.concat_tables(self._kept), []
+        try:
+            self._write_file(table.replace_schema_metadata({BUNDLE: self._version.encode()}))
+        except OSError as error:  # no answer is to fail for it
+            if not self._fails:
+                log.warning("what answers were made of cannot be written: %s; it is left out", error)
+            self._fails = True
+        else:
+            self._fails = False
+
+    def _write_file(self, table: pa.Table) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{uuid.uuid4().hex}.parquet"
         staging = path.with_suffix(".partial")
-        table = pa.concat_tables(self._kept)
-        pq.write_table(table.replace_schema_metadata({BUNDLE: self._version.encode()}), staging, compression="zstd")
-        os.replace(staging, path)
-        self._kept = []
+        try:
+            pq.write_table(table, staging, compression="zstd")
+            os.replace(staging, path)
+        except OSError:
+            with suppress(OSError):
+                staging.unlink()
+            raise
 
 
 def answers_of(folder: Path, version: str) -> Iterator[pa.Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -111,6 +112,26 @@ def test_answers_of_other_bundles_and_beyond_the_log_are_left_out(place, bundle)
     assert sum(map(len, answers_of(place.served, bundle.manifest.version))) == 61
     assert not list(answers_of(place.served, "another"))
     assert len(prove.served_rows(place, bundle)) == 60
+
+
+def test_a_folder_that_cannot_be_written_fails_no_answer_and_is_told_once(place, bundle, caplog, monkeypatch):
+    place.served.write_text("no folder")
+    pipeline = serve(place, bundle, rows=12)
+    (kept,) = pipeline._keepers
+    assert kept._kept == [], "what cannot be written is not kept either"
+    assert [record.getMessage() for record in caplog.records if record.name == "serving.served"] == [
+        f"what answers were made of cannot be written: [Errno 17] File exists: '{place.served}'; it is left out"
+    ]
+    place.served.unlink()
+    pipeline.rank(RankRequest(context=RequestContext(user_id="u1", scenario_id="search"), poi_ids=["nowhere"]))
+    place.served.mkdir()
+    monkeypatch.setattr("serving.served.os.replace", full)
+    pipeline.close()
+    assert not list(place.served.iterdir()), "no half of a file is left"
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_share_is_kept_and_none_is_refused(place, bundle, tmp_path):
