@@ -24,6 +24,7 @@ from feature_repo import columns
 from trainers.encoding import Encoding, kept_statistics, smoothed
 from trainers.rows import Rows
 
+SCENE = "scene"
 KEPT = 0.9  # share of the mean of a stage's times that one more leaves as it was
 SAFETY = 1.5  # a stage is begun if its mean time fits so many times into what is left
 MOST_SCORES = 200_000  # cached; the ones used longest ago go first
@@ -36,6 +37,9 @@ class Level(IntEnum):
     WITHOUT_SCENE = 2
     CACHED_SCORES = 3
     POPULARITY = 4
+
+
+SCORED = {Level.FULL_MODEL: "score", Level.WITHOUT_SCENE: "score without scene"}  # stages
 
 
 class Reason(IntEnum):
@@ -121,6 +125,23 @@ class Pace:
     def needs_s(self, stages: Sequence[str], rows: int) -> float:
         """What these stages are to be given; what was never measured needs nothing."""
         return SAFETY * sum(self._mean_s.get((stage, rows.bit_length()), 0.0) for stage in stages)
+
+    def come_down(
+        self, descent: Descent, left_s: float, stages: Sequence[str], rows: int, *, knows_scenes: bool
+    ) -> None:
+        """To the first rung whose stages, these and scoring, fit into the time that is left.
+
+        Args:
+            knows_scenes: whether the ranker does; one that does not has no rung without them.
+        """
+        model = Level.FULL_MODEL
+        if knows_scenes:
+            model = Level.WITHOUT_SCENE
+            if left_s < self.needs_s((*stages, SCORED[Level.FULL_MODEL]), rows):
+                descent.to(Level.WITHOUT_SCENE, Reason.DEADLINE, (SCENE,))
+        if left_s < self.needs_s((*stages, SCORED[model]), rows):
+            descent.to(Level.CACHED_SCORES, Reason.DEADLINE)
+            descent.reaches_store = False
 
 
 class CachedScores:

@@ -24,6 +24,7 @@ from serving.admission import Gone
 from serving.attribution import Signer, new_answer_id
 from serving.degrade import (
     ANYBODY,
+    SCORED,
     CachedScores,
     Caller,
     Degradation,
@@ -55,8 +56,6 @@ from trainers.bundle import Bundle
 
 READS = 32  # of the store at the same time
 STORE_SHARE = 0.5  # of the time beyond what scoring needs, for one read: a store that hangs must not take it all
-SCENE = "scene"
-SCORED = {Level.FULL_MODEL: "score", Level.WITHOUT_SCENE: "score without scene"}  # stages
 Found = TypeVar("Found", ContextReading, Reading)
 
 
@@ -282,17 +281,9 @@ class Pipeline:
 
     def _come_down(self, stages: tuple[str, ...], n: int, caller: Caller, descent: Descent) -> None:
         """To the first rung whose stages, these and scoring, fit into the time that is left."""
-        left_s = caller.left_s()
-        if left_s is None:
-            return
-        model = Level.FULL_MODEL
-        if self.bundle.encoding.scene_features:
-            model = Level.WITHOUT_SCENE
-            if left_s < self._pace.needs_s((*stages, SCORED[Level.FULL_MODEL]), n):
-                descent.to(Level.WITHOUT_SCENE, Reason.DEADLINE, (SCENE,))
-        if left_s < self._pace.needs_s((*stages, SCORED[model]), n):
-            descent.to(Level.CACHED_SCORES, Reason.DEADLINE)
-            descent.reaches_store = False
+        if (left_s := caller.left_s()) is not None:
+            knows_scenes = bool(self.bundle.encoding.scene_features)
+            self._pace.come_down(descent, left_s, stages, n, knows_scenes=knows_scenes)
 
     def _from_store(self, stage: str, read: Callable[[bool], Found], n: int, caller: Caller, descent: Descent) -> Found:
         """What a stage reads; without reaching for the store where that is away, slow, or takes too long to ask."""
