@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from serving.attribution import Signer
 from serving.pipeline import Ranking
 
 log = logging.getLogger(__name__)
@@ -53,14 +52,13 @@ class Calibration:
 
     def __init__(
         self,
-        signer: Signer,
         outcomes: Callable[[Sequence[str]], Mapping[str, Mapping[str, bool]]],
         told: Callable[[Came], None],
         *,
         wait_s: float = WAIT_S,
         every_s: float = EVERY_S,
     ) -> None:
-        self._signer, self._outcomes, self._told = signer, outcomes, told
+        self._outcomes, self._told = outcomes, told
         self._wait_s, self._every_s = wait_s, every_s
         # Where the database is away for long, the oldest are forgotten.
         self._waiting: deque[_Waiting] = deque(maxlen=2 * round(wait_s / every_s) + 1)
@@ -77,8 +75,7 @@ class Calibration:
                 return
             self._next = now + self._every_s
         p_click = dict(zip(ranking.poi_ids, ranking.p_click.tolist(), strict=True))
-        answer_id = self._signer.read(ranking.token).answer_id
-        self._waiting.append(_Waiting(now, answer_id, scenario, p_click))
+        self._waiting.append(_Waiting(now, ranking.answer_id, scenario, p_click))
 
     def stop(self) -> None:
         self._stops.set()

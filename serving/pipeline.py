@@ -72,7 +72,7 @@ class Ranking:
         p_order: float32 (n,), probability of a click and then an order.
         distance_km: float64 (n,), NaN where one of the two places is unknown.
         names, categories: n words, None where the POI is unknown.
-        token: opaque and unique; names this answer when what became of it is reported.
+        answer_id: unique. token: opaque; names this answer when what became of it is reported.
         degradation: how the answer falls short; None: it does not.
         propensities: float64 (n,), the chance of each place to stand where it does, given those above it; (0,) where
             the order was certain.
@@ -90,6 +90,7 @@ class Ranking:
     scene: tuple[SceneAspect, ...]
     views: tuple[ViewReading, ...]
     time_us: int
+    answer_id: str
     token: str
     degradation: Degradation | None
     propensities: np.ndarray
@@ -235,7 +236,7 @@ class Pipeline:
         answer_id = new_answer_id()
         token = self._token(request.context, context.time_us, answer_id)
         if not poi_ids:
-            return _empty(context, token, descent.result())
+            return _empty(context, answer_id, token, descent.result())
 
         def read(reach: bool) -> Reading:
             return self._reader.read_pois(context, poi_ids, reach=reach)
@@ -264,6 +265,7 @@ class Pipeline:
             scene=context.scene,
             views=tuple(sorted(reading.views, key=lambda v: v.view)),
             time_us=context.time_us,
+            answer_id=answer_id,
             token=token,
             degradation=degradation,
             propensities=propensities[:limit],
@@ -370,7 +372,7 @@ def _near(request: RecommendRequest) -> tuple[float, float, float] | None:
     return place.latitude, place.longitude, request.radius_km
 
 
-def _empty(context: ContextReading, token: str, degradation: Degradation | None) -> Ranking:
+def _empty(context: ContextReading, answer_id: str, token: str, degradation: Degradation | None) -> Ranking:
     nothing = np.zeros(0, dtype=np.float32)
     return Ranking(
         poi_ids=(),
@@ -385,6 +387,7 @@ def _empty(context: ContextReading, token: str, degradation: Degradation | None)
         scene=context.scene,
         views=tuple(sorted(context.views, key=lambda v: v.view)),
         time_us=context.time_us,
+        answer_id=answer_id,
         token=token,
         degradation=degradation,
         propensities=np.zeros(0),

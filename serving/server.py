@@ -317,7 +317,7 @@ def create_server(
         pipeline, lambda begun: metrics.serves(begun.bundle.manifest.model, begun.bundle.manifest.version), name
     )
     admin = AdminServicer(live, load, partial(_say, options.agreed, live))
-    calibration = None if feedback is None else Calibration(pipeline.signer, feedback.outcomes, metrics.came)
+    calibration = None if feedback is None else Calibration(feedback.outcomes, metrics.came)
     servicer = RecommenderServicer(live, admin, metrics, admission, feedback, streams, calibration)
     admin_grpc.add_AdminServiceServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
     pb_grpc.add_RecommenderServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]

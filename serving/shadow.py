@@ -131,28 +131,29 @@ class Shadow:
             try:
                 started = time.perf_counter()
                 other = self.pipeline.rank(request)
-                self._compare(ranking, other, seconds, time.perf_counter() - started)
+                self._compare(request.context.scenario_id, ranking, other, seconds, time.perf_counter() - started)
             except Exception:
                 log.exception("the bundle in the shadow failed to answer")
                 with self._lock:
                     self._tally.failed += 1
 
-    def _compare(self, ranking: Ranking, other: Ranking, seconds: float, shadow_seconds: float) -> None:
+    def _compare(
+        self, scenario_id: str, ranking: Ranking, other: Ranking, seconds: float, shadow_seconds: float
+    ) -> None:
         top = min(TOP, len(ranking.poi_ids))
         common = len({*ranking.poi_ids[:top]} & {*other.poi_ids[:top]})
         theirs = dict(zip(other.poi_ids, other.p_click.tolist(), strict=True))
         pairs = zip(ranking.poi_ids, ranking.p_click.tolist(), strict=True)
         places = {poi_id: _Place(p_click, theirs[poi_id]) for poi_id, p_click in pairs}
-        attribution = self.pipeline.signer.read(ranking.token)
         with self._lock:
             self._tally.answers += 1
             self._tally.overlap += common / top
             self._tally.seconds += seconds
             self._tally.shadow_seconds += shadow_seconds
-            scenario = self._tally.scenarios[attribution.context.scenario_id]
+            scenario = self._tally.scenarios[scenario_id]
             scenario.places += len(places)
             scenario.p_click += sum(place.p_click for place in places.values())
             scenario.shadow_p_click += sum(place.shadow_p_click for place in places.values())
-            self._answers[attribution.answer_id] = (attribution.context.scenario_id, places)
+            self._answers[ranking.answer_id] = (scenario_id, places)
             while len(self._answers) > REMEMBERED:
                 self._answers.popitem(last=False)

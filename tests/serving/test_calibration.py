@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client import generate_latest
 
-from serving.attribution import Signer
+from serving.attribution import new_answer_id
 from serving.calibration import Calibration, Came
 from serving.client import Happened, Recommender
 from serving.feedback import FeedbackLog
@@ -21,13 +21,10 @@ from serving.server import ServerOptions, create_server
 from tests.serving.test_admission import until
 from tests.serving.test_metrics import samples
 
-SIGNER = Signer()
-
 
 def ranking_of(p_click: list[float]) -> Ranking:
     """An answer of places p0, p1, ..."""
     empty = np.zeros(0)
-    context = RequestContext(user_id="u", scenario_id="lunch", time_us=1)
     return Ranking(
         poi_ids=tuple(f"p{n}" for n in range(len(p_click))),
         scores=np.array(p_click, np.float32),
@@ -41,7 +38,8 @@ def ranking_of(p_click: list[float]) -> Ranking:
         scene=(),
         views=(),
         time_us=1,
-        token=SIGNER.token("b", "city", context),
+        answer_id=new_answer_id(),
+        token="",
         degradation=None,
         propensities=empty,
     )
@@ -51,8 +49,8 @@ def test_what_is_expected_is_of_the_places_that_were_shown_alone() -> None:
     told: list[Came] = []
     known: dict[str, dict[str, bool]] = {}
     answers = [ranking_of([0.5, 0.25, 0.125]) for _ in range(2)]
-    known[SIGNER.read(answers[0].token).answer_id] = {"p0": True, "p2": False, "elsewhere": True}
-    calibration = Calibration(SIGNER, lambda ids: known, told.append, wait_s=0.3, every_s=0.01)
+    known[answers[0].answer_id] = {"p0": True, "p2": False, "elsewhere": True}
+    calibration = Calibration(lambda ids: known, told.append, wait_s=0.3, every_s=0.01)
     for answer in answers:
         calibration.answered("lunch", answer)
         time.sleep(0.02)
@@ -70,9 +68,9 @@ def test_a_database_that_is_away_is_asked_again_and_memory_is_bounded() -> None:
     def outcomes(ids: object) -> dict[str, dict[str, bool]]:
         if away:
             raise ConnectionError
-        return {SIGNER.read(answer.token).answer_id: {"p0": False} for answer in answers}
+        return {answer.answer_id: {"p0": False} for answer in answers}
 
-    calibration = Calibration(SIGNER, outcomes, told.append, wait_s=0.05, every_s=0.005)
+    calibration = Calibration(outcomes, told.append, wait_s=0.05, every_s=0.005)
     answers = [ranking_of([0.5]) for _ in range(60)]
     for answer in answers:
         calibration.answered("lunch", answer)
@@ -89,12 +87,12 @@ def test_a_ranker_that_is_right_is_seen_to_be_and_one_that_is_wrong_too() -> Non
     for factor, least, most in ((1.0, 0.9, 1.1), (0.5, 0.4, 0.6)):
         told: list[Came] = []
         known: dict[str, dict[str, bool]] = {}
-        calibration = Calibration(SIGNER, lambda ids, known=known: known, told.append, wait_s=0.05, every_s=1e-6)
+        calibration = Calibration(lambda ids, known=known: known, told.append, wait_s=0.05, every_s=1e-6)
         for _ in range(400):
             answer = ranking_of(rng.uniform(0, 0.6, 10).tolist())
             pairs = zip(answer.poi_ids, answer.p_click.tolist(), strict=True)
             became = {poi: draw.random() < factor * p for poi, p in pairs if draw.random() < 0.7}
-            known[SIGNER.read(answer.token).answer_id] = became
+            known[answer.answer_id] = became
             calibration.answered("lunch", answer)
         until(lambda told=told: len(told) == 400)
         calibration.stop()
@@ -104,7 +102,7 @@ def test_a_ranker_that_is_right_is_seen_to_be_and_one_that_is_wrong_too() -> Non
 def test_feedback_over_a_socket_is_compared_with_what_was_answered(pipeline, asker, poi_ids, moment, url):
     log, metrics = FeedbackLog(url), Metrics()
     server = create_server(pipeline, ServerOptions(), log)
-    calibration = Calibration(pipeline.signer, log.outcomes, metrics.came, wait_s=0.5, every_s=0.01)
+    calibration = Calibration(log.outcomes, metrics.came, wait_s=0.5, every_s=0.01)
     context = RequestContext(
         user_id=asker.user_id, scenario_id=asker.scenario_id, time_us=int(moment.timestamp() * 1e6)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import threading
 import time
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
-from serving.attribution import Signer
+from serving.attribution import KEY_BYTES, Signer
 from serving.client import Asker, Happened, Recommender
 from serving.feedback import FeedbackLog
 from serving.opening import open_pipeline
@@ -331,4 +332,23 @@ def test_another_bundle_in_the_shadow_is_compared_by_value(load, expected, momen
         of_shadow = dict(zip(shadow.poi_ids, shadow.p_click.tolist(), strict=True))
         assert scenario.expected_clicks == pytest.approx(sum(ranking.p_click[:3]), rel=1e-6)
         assert scenario.shadow_expected_clicks == pytest.approx(sum(of_shadow[p] for p in (first, second, third)))
+    feedback.close()
+
+
+def test_a_key_that_was_replaced_counts_from_the_next_reload_on(load, workspace, moment, poi_ids, tmp_path):
+    feedback = FeedbackLog(f"sqlite:///{tmp_path / 'feedback.db'}")
+    before = workspace.attribution_key.read_bytes()
+    with serving(load, feedback) as (client, operator):
+        operator.shadow("ple", 1.0)
+        workspace.attribution_key.write_bytes(secrets.token_bytes(KEY_BYTES))
+        try:
+            operator.reload("larr")
+        finally:
+            workspace.attribution_key.write_bytes(before)
+        answer = ask(client, moment, poi_ids)  # the first one, which calibration remembers
+        report = report_of(operator, 1)
+        assert (report.answers, report.failed) == (1, 0)
+        client.record([Happened(token=answer.attribution_token, poi_id=answer.poi_ids[0], outcome="shown")])
+        (scenario,) = operator.serving().shadow.scenarios
+        assert scenario.shown == 1
     feedback.close()
