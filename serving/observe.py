@@ -97,6 +97,12 @@ def stage(name: str) -> Iterator[None]:
         request.stages.append(Stage(name, start - request.start, time.perf_counter() - request.start))
 
 
+def seconds_in(name: str) -> float:
+    """That the request under way spent in a stage so far; 0 where there is none."""
+    request = _REQUEST.get()
+    return 0.0 if request is None else sum(s.end_s - s.start_s for s in request.stages if s.name == name)
+
+
 def note(name: str, value: str) -> None:
     """Say something of the request under way, if there is one; never an id of a user or a POI."""
     if (request := _REQUEST.get()) is not None:

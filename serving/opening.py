@@ -15,9 +15,10 @@ from serving.explain import KnowledgeTexts
 from serving.exploration import Exploration
 from serving.features import FeatureReader
 from serving.guard import StoreGuard
+from serving.keeper import Keeper
 from serving.newcomers import Newcomers
 from serving.online import ServiceMismatch, is_local
-from serving.pipeline import READS, Keeper, Pipeline
+from serving.pipeline import READS, Pipeline
 from serving.retriever import Retriever
 from serving.scorer import Scorer
 from serving.served import ServedLog

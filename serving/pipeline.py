@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,7 @@ from serving.explain import Explanation, KnowledgeTexts, explain
 from serving.exploration import Exploration
 from serving.features import ContextReading, FeatureReader, Reading, SceneAspect, check_scenes
 from serving.guard import StoreGuard, StoreSlow
+from serving.keeper import Keeper
 from serving.online import ServiceMismatch, ValueStatus, ViewReading
 from serving.request import (
     DEFAULT_CANDIDATES,
@@ -68,6 +69,7 @@ class Ranking:
     """An ordered answer: parallel arrays, best first.
 
     Attributes:
+        candidates: all that were ordered, best first; the answer holds the first n of them.
         scores: float32 (n,), what the objective names: `p_click` or `p_order`.
         p_order: float32 (n,), probability of a click and then an order.
         distance_km: float64 (n,), NaN where one of the two places is unknown.
@@ -78,6 +80,7 @@ class Ranking:
             the order was certain.
     """
 
+    candidates: tuple[str, ...]
     poi_ids: tuple[str, ...]
     scores: np.ndarray
     p_click: np.ndarray
@@ -94,19 +97,6 @@ class Ranking:
     token: str
     degradation: Degradation | None
     propensities: np.ndarray
-
-
-class Keeper(Protocol):
-    """Keeps something of answers; safe to call from threads."""
-
-    def start(self) -> None:
-        """Begin what runs in the background."""
-
-    def answered(self, asked: RequestContext, context: ContextReading, reading: Reading) -> None:
-        """One answer, of which all was read that there is."""
-
-    def close(self) -> None:
-        """Write what is to be kept, end what runs in the background."""
 
 
 class Pipeline:
@@ -251,9 +241,10 @@ class Pipeline:
                 keeper.answered(request.context, context, reading)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
         ordered, propensities = self._order(scores, reading.poi_statuses, answer_id)
-        best = ordered[:limit]
+        candidates, best = tuple(poi_ids[i] for i in ordered), ordered[:limit]
         return Ranking(
-            poi_ids=tuple(poi_ids[i] for i in best),
+            candidates=candidates,
+            poi_ids=candidates[:limit],
             scores=scores[best],
             p_click=scored.p_click[best],
             p_order=scored.p_order[best],
@@ -375,6 +366,7 @@ def _near(request: RecommendRequest) -> tuple[float, float, float] | None:
 def _empty(context: ContextReading, answer_id: str, token: str, degradation: Degradation | None) -> Ranking:
     nothing = np.zeros(0, dtype=np.float32)
     return Ranking(
+        candidates=(),
         poi_ids=(),
         scores=nothing,
         p_click=nothing,

@@ -149,10 +149,11 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         """The pipeline's answer, with all told of it that keep an eye on answers."""
         started = time.perf_counter()
         ranking = ask(asked, _caller(context))
+        seconds = time.perf_counter() - started - observe.seconds_in("retrieve")
         self._metrics.answer(ranking, asked.context.scenario_id)
         if self._calibration is not None and ranking.degradation is None:
             self._calibration.answered(asked.context.scenario_id, ranking)
-        self._admin.answered(asked, ranking, time.perf_counter() - started)
+        self._admin.answered(asked, ranking, seconds)
         return ranking
 
     def _admitted(self, answer: Callable[[Pipeline], Answer], context: grpc.ServicerContext) -> Answer:

@@ -1,8 +1,8 @@
 """A bundle in the shadow: it scores a share of the requests beside the one that answers, and nobody waits for it.
 
-What it would have answered is compared with what was answered: the overlap of the first ten places, the probabilities
-by scenario, the time; and, where feedback comes, both against the clicks. One thread works for it; what comes while it
-is busy is skipped, and so the shadow takes one core at most.
+What it would have made of the same candidates is compared with what was answered: the overlap of the first ten places,
+the probabilities by scenario, the time; and, where feedback comes, both against the clicks. One thread works for it;
+what comes while it is busy is skipped, and so the shadow takes one core at most.
 """
 
 from __future__ import annotations
@@ -82,12 +82,16 @@ class Shadow:
         self._thread.start()
 
     def answered(self, request: RankRequest | RecommendRequest, ranking: Ranking, seconds: float) -> None:
-        """Perhaps compare one answer, later; returns at once. An answer that fell short is no measure."""
+        """Perhaps compare one answer, later; returns at once. An answer that fell short is no measure.
+
+        Args:
+            seconds: that it took to read, score and order its candidates.
+        """
         if random.random() >= self.share or ranking.degradation is not None or not ranking.poi_ids:
             return
         again = RankRequest(
             context=replace(request.context, time_us=ranking.time_us),
-            poi_ids=ranking.poi_ids,
+            poi_ids=ranking.candidates,
             objective=request.objective,
         )
         try:
@@ -140,8 +144,8 @@ class Shadow:
     def _compare(
         self, scenario_id: str, ranking: Ranking, other: Ranking, seconds: float, shadow_seconds: float
     ) -> None:
-        top = min(TOP, len(ranking.poi_ids))
-        common = len({*ranking.poi_ids[:top]} & {*other.poi_ids[:top]})
+        top = min(TOP, len(ranking.candidates))
+        common = len({*ranking.candidates[:top]} & {*other.candidates[:top]})
         theirs = dict(zip(other.poi_ids, other.p_click.tolist(), strict=True))
         pairs = zip(ranking.poi_ids, ranking.p_click.tolist(), strict=True)
         places = {poi_id: _Place(p_click, theirs[poi_id]) for poi_id, p_click in pairs}

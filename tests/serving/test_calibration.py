@@ -25,8 +25,10 @@ from tests.serving.test_metrics import samples
 def ranking_of(p_click: list[float]) -> Ranking:
     """An answer of places p0, p1, ..."""
     empty = np.zeros(0)
+    poi_ids = tuple(f"p{n}" for n in range(len(p_click)))
     return Ranking(
-        poi_ids=tuple(f"p{n}" for n in range(len(p_click))),
+        candidates=poi_ids,
+        poi_ids=poi_ids,
         scores=np.array(p_click, np.float32),
         p_click=np.array(p_click, np.float32),
         p_order=empty,

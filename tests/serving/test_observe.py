@@ -58,4 +58,5 @@ def test_requests_side_by_side_keep_their_own_stages(seen, asker, poi_ids):
 def test_without_a_request_nothing_is_kept():
     with observe.stage("read"):
         observe.note("degraded", "x")
+    assert observe.seconds_in("read") == 0.0
     assert observe.request_id() != observe.request_id()

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
 from serving.attribution import KEY_BYTES, Signer
-from serving.client import Asker, Happened, Recommender
+from serving.client import Asker, Happened, Recommender, Wish
 from serving.feedback import FeedbackLog
 from serving.opening import open_pipeline
 from serving.operator_client import Operator
 from serving.request import RankRequest, RequestContext
+from serving.retriever import Retriever
 from serving.server import ServerOptions, create_server
 from serving.v1 import admin_pb2, admin_pb2_grpc
 from serving.v1 import recommender_pb2 as pb
@@ -333,6 +334,31 @@ def test_another_bundle_in_the_shadow_is_compared_by_value(load, expected, momen
         assert scenario.expected_clicks == pytest.approx(sum(ranking.p_click[:3]), rel=1e-6)
         assert scenario.shadow_expected_clicks == pytest.approx(sum(of_shadow[p] for p in (first, second, third)))
     feedback.close()
+
+
+def test_first_tens_of_all_candidates_are_compared_whatever_the_limit(both, expected, moment, poi_ids):
+    client, operator = both
+    operator.shadow("ple", 1.0)
+    for done, limit in enumerate((1, 10)):
+        client.rank(Asker(user_id="u3", scenario_id="search", time=moment), poi_ids[:20], Wish(limit=limit))
+        report = report_of(operator, done + 1)
+    common = len({*expected["larr"].poi_ids[:10]} & {*expected["ple"].poi_ids[:10]})
+    assert common < 10, "the two order alike: a comparison of them says nothing"
+    assert report.overlap_at_10 == pytest.approx(common / 10)
+    assert sum(scenario.places for scenario in report.scenarios) == 11, "those that were answered"
+
+
+def test_the_time_to_find_candidates_is_in_neither_of_the_times_compared(workspace, folder, moment, monkeypatch):
+    embed = Retriever.embed
+    monkeypatch.setattr(Retriever, "embed", lambda self, table: time.sleep(2.0) or embed(self, table))
+    with serving(lambda name: open_pipeline(workspace, folder / name, workspace.index, unproven=True)) as both:
+        client, operator = both
+        asker = Asker(user_id="u3", scenario_id="search", time=moment)
+        client.recommend(asker)  # the first one takes longer
+        operator.shadow("larr", 1.0)
+        client.recommend(asker, Wish(limit=3))
+        report = report_of(operator, 1)
+    assert report.failed == 0 and report.latency_ratio > 0.1, "the same work on both sides"
 
 
 def test_a_key_that_was_replaced_counts_from_the_next_reload_on(load, workspace, moment, poi_ids, tmp_path):
