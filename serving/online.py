@@ -17,9 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore
 from feast.errors import FeatureViewNotFoundException
+from feast.infra.provider import get_provider
 from feast.types import from_feast_to_pyarrow_type
 
 from feature_repo.stores.packed import Columns, PackedOnlineStore, Plan, StoreUnavailable
+
+# What clients of stores raise where nobody answers: errors of connections, the two that PEP 249 gives every client of a
+# database, and Redis's own. They go by their names: of all the clients that Feast knows, the one in use is installed.
+AWAY = frozenset({"OSError", "OperationalError", "InterfaceError", "RedisError"})
 
 
 class ServiceMismatch(ValueError):
@@ -150,7 +155,11 @@ def fetch(
             features=[f"{view.name}:{feature}" for view in views for feature in view.types],
             entity_rows={name: list(keys[name]) * (n // len(keys[name])) for name in needed},
         )
-    except OSError as error:  # what clients of stores raise where nobody answers, ConnectionError among it
+    except Exception as error:
+        if AWAY.isdisjoint(kind.__name__ for kind in type(error).__mro__):
+            raise
+        # Feast keeps a connection for good, broken or not: the next read is to open one.
+        store._provider = get_provider(store.config)
         raise StoreUnavailable(f"the online store does not answer ({type(error).__name__})") from error
     values = response.to_dict()
     vectors = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
