@@ -2,16 +2,19 @@
 
     full model -> without scene -> cached scores -> popularity near the place
 
-How long each stage takes is learned from the answers themselves, by the number of rows. An answer says which rung it
-stands on, why, and what was missing.
+How long each stage takes is learned from the answers themselves, by the number of rows; of one that answers do without,
+from rehearsals. An answer says which rung it stands on, why, and what was missing.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -24,9 +27,13 @@ from feature_repo import columns
 from trainers.encoding import Encoding, kept_statistics, smoothed
 from trainers.rows import Rows
 
+log = logging.getLogger(__name__)
 SCENE = "scene"
 KEPT = 0.9  # share of the mean of a stage's times that one more leaves as it was
+HALVED_S = 1.0  # in which a mean that nothing was added to loses half of that share
 SAFETY = 1.5  # a stage is begun if its mean time fits so many times into what is left
+REST_S = 1.0  # between rehearsals
+REST = 9.0  # and so many times what the last one took: a tenth of a core
 MOST_SCORES = 200_000  # cached; the ones used longest ago go first
 
 
@@ -103,13 +110,19 @@ class Caller:
 
 
 ANYBODY = Caller()
+NOBODY = Caller()  # of a rehearsal
 
 
 class Pace:
-    """Mean seconds of each stage by the size of a request; safe to call from threads."""
+    """Mean seconds of each stage by the size of a request, the last ones above all; safe to call from threads.
 
-    def __init__(self) -> None:
-        self._mean_s: dict[tuple[str, int], float] = {}
+    Args:
+        knows_scenes: whether the ranker does; one that does not has no rung without them.
+    """
+
+    def __init__(self, *, knows_scenes: bool) -> None:
+        self._rungs = tuple(SCORED) if knows_scenes else (Level.FULL_MODEL,)
+        self._means: dict[tuple[str, int], tuple[float, float]] = {}  # seconds, and when one was added last
         self._lock = threading.Lock()
 
     @contextmanager
@@ -117,31 +130,65 @@ class Pace:
         """Learn from the block, unless it fails."""
         started = time.perf_counter()
         yield
-        seconds = time.perf_counter() - started
-        size = (stage, rows.bit_length())
+        now = time.perf_counter()
+        size, seconds = (stage, rows.bit_length()), now - started
         with self._lock:
-            self._mean_s[size] = KEPT * self._mean_s.get(size, seconds) + (1 - KEPT) * seconds
+            mean_s, then = self._means.get(size, (seconds, now))
+            kept = KEPT * 0.5 ** (max(now - then, 0.0) / HALVED_S)
+            self._means[size] = kept * mean_s + (1 - kept) * seconds, now
 
     def needs_s(self, stages: Sequence[str], rows: int) -> float:
         """What these stages are to be given; what was never measured needs nothing."""
-        return SAFETY * sum(self._mean_s.get((stage, rows.bit_length()), 0.0) for stage in stages)
+        return SAFETY * sum(self._means.get((stage, rows.bit_length()), (0.0, 0.0))[0] for stage in stages)
 
-    def come_down(
-        self, descent: Descent, left_s: float, stages: Sequence[str], rows: int, *, knows_scenes: bool
-    ) -> None:
-        """To the first rung whose stages, these and scoring, fit into the time that is left.
+    def come_down(self, descent: Descent, left_s: float | None, stages: Sequence[str], rows: int) -> None:
+        """To the first rung whose stages, these and scoring, fit into the time that is left; None: there is no end."""
+        if left_s is None:
+            return
+        for level in self._rungs:
+            if level >= descent.level and left_s >= self.needs_s((*stages, SCORED[level]), rows):
+                if level > descent.level:
+                    descent.to(level, Reason.DEADLINE, (SCENE,))
+                return
+        descent.to(Level.CACHED_SCORES, Reason.DEADLINE, (SCENE,) if len(self._rungs) > 1 else ())
+        descent.reaches_store = False
 
-        Args:
-            knows_scenes: whether the ranker does; one that does not has no rung without them.
-        """
-        model = Level.FULL_MODEL
-        if knows_scenes:
-            model = Level.WITHOUT_SCENE
-            if left_s < self.needs_s((*stages, SCORED[Level.FULL_MODEL]), rows):
-                descent.to(Level.WITHOUT_SCENE, Reason.DEADLINE, (SCENE,))
-        if left_s < self.needs_s((*stages, SCORED[model]), rows):
-            descent.to(Level.CACHED_SCORES, Reason.DEADLINE)
-            descent.reaches_store = False
+
+class Rehearsals:
+    """Requests that had to do without a stage, once more for nobody and without a deadline; safe to call from threads.
+
+    What is left out is not timed: what was slow once would be left out for good. And a try with a caller's own request
+    would miss the deadline where it is as slow as it was. One at a time, on a thread of its own, and then a rest.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rehearsal")
+        self._next = 0.0  # by the monotonic clock
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def perhaps(self, answer: Callable[[], object]) -> None:
+        """Rehearse an answer, if it is time; returns at once."""
+        with self._lock:
+            if time.monotonic() >= self._next and not self._is_closed:
+                self._next = math.inf
+                self._pool.submit(self._rehearse, answer)
+
+    def close(self) -> None:
+        """No more of them; one under way goes on."""
+        with self._lock:
+            self._is_closed = True
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _rehearse(self, answer: Callable[[], object]) -> None:
+        began = time.monotonic()
+        try:
+            answer()
+        except Exception as error:  # nobody is to be told
+            log.debug("a rehearsal failed: %s", type(error).__name__)
+        ended = time.monotonic()
+        with self._lock:
+            self._next = ended + max(REST_S, REST * (ended - began))
 
 
 class CachedScores:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from serving.admission import Gone
 from serving.attribution import Signer, new_answer_id
 from serving.degrade import (
     ANYBODY,
+    NOBODY,
     SCORED,
     CachedScores,
     Caller,
@@ -32,6 +34,7 @@ from serving.degrade import (
     Level,
     Pace,
     Reason,
+    Rehearsals,
     popularity,
     without_scene,
 )
@@ -54,6 +57,7 @@ from serving.request import (
 from serving.retriever import Retriever
 from serving.scorer import Probabilities, Scorer
 from trainers.bundle import Bundle
+from trainers.rows import Rows
 
 READS = 32  # of the store at the same time
 STORE_SHARE = 0.5  # of the time beyond what scoring needs, for one read: a store that hangs must not take it all
@@ -129,7 +133,8 @@ class Pipeline:
         """
         self._texts = texts
         self._guard = guard or StoreGuard(READS)
-        self._pace = Pace()
+        self._pace = Pace(knows_scenes=bool(scorer.bundle.encoding.scene_features))
+        self._rehearsals = Rehearsals()
         self._cached = CachedScores()
         self._exploration = exploration
         self._keepers = tuple(keepers)
@@ -197,6 +202,7 @@ class Pipeline:
 
     def close(self) -> bool:
         """Write what is to be kept of the last answers, end what runs in the background; whether no read hangs."""
+        self._rehearsals.close()
         self._reader.close()
         for keeper in self._keepers:
             keeper.close()
@@ -206,7 +212,7 @@ class Pipeline:
         self, context: RequestContext, then: tuple[str, ...], n: int, caller: Caller, descent: Descent
     ) -> ContextReading:
         """`then`: the stages between this one and scoring."""
-        self._come_down(("context", *then), n, caller, descent)
+        self._pace.come_down(descent, caller.left_s(), ("context", *then), n)
         time_us, scene = _time_us(context), descent.level < Level.WITHOUT_SCENE
 
         def read(reach: bool) -> ContextReading:
@@ -233,10 +239,14 @@ class Pipeline:
 
         reading = self._from_store("pois", read, len(poi_ids), caller, descent)
         distance_km = _distances(reading)
-        self._come_down((), len(poi_ids), caller, descent)
+        self._pace.come_down(descent, caller.left_s(), (), len(poi_ids))
         scored = self._scored(request.context.scenario_id, poi_ids, reading, distance_km, descent)
+        if caller is NOBODY and self.bundle.encoding.scene_features:  # both rungs are rehearsed
+            self._modelled(reading.rows, Level.WITHOUT_SCENE)
+        if descent.level > Level.FULL_MODEL:
+            self._rehearsals.perhaps(partial(self._rehearse, request))
         degradation = descent.result()
-        if degradation is None:
+        if degradation is None and caller is not NOBODY:
             for keeper in self._keepers:
                 keeper.answered(request.context, context, reading)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
@@ -262,6 +272,13 @@ class Pipeline:
             propensities=propensities[:limit],
         )
 
+    def _rehearse(self, request: RankRequest | RecommendRequest) -> None:
+        """Go through all stages of a request, those of both rungs, so that their times stay known."""
+        if isinstance(request, RankRequest):
+            self.rank(request, NOBODY)
+        else:
+            self.recommend(request, NOBODY)
+
     def _order(
         self, scores: np.ndarray, statuses: tuple[ValueStatus, ...], answer_id: str
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -271,12 +288,6 @@ class Pipeline:
         drawn = order(self._exploration.perturbed(scores, answer_id), statuses)
         known = np.array([statuses[i] is ValueStatus.PRESENT for i in drawn])
         return drawn, self._exploration.propensities(scores[drawn], known)
-
-    def _come_down(self, stages: tuple[str, ...], n: int, caller: Caller, descent: Descent) -> None:
-        """To the first rung whose stages, these and scoring, fit into the time that is left."""
-        if (left_s := caller.left_s()) is not None:
-            knows_scenes = bool(self.bundle.encoding.scene_features)
-            self._pace.come_down(descent, left_s, stages, n, knows_scenes=knows_scenes)
 
     def _from_store(self, stage: str, read: Callable[[bool], Found], n: int, caller: Caller, descent: Descent) -> Found:
         """What a stage reads; without reaching for the store where that is away, slow, or takes too long to ask."""
@@ -303,9 +314,7 @@ class Pipeline:
         """The scores of the rung that the answer stands on."""
         encoding = self.bundle.encoding
         if descent.level <= Level.WITHOUT_SCENE:
-            rows = reading.rows if descent.level == Level.FULL_MODEL else without_scene(reading.rows, encoding)
-            with self._pace.timed(SCORED[descent.level], len(poi_ids)):
-                scored = self._scorer.score(rows)
+            scored = self._modelled(reading.rows, descent.level)
             if descent.result() is None:
                 self._cached.keep(scenario_id, poi_ids, scored.p_click, scored.p_order)
             return scored
@@ -314,6 +323,10 @@ class Pipeline:
             descent.to(Level.POPULARITY, Reason.DEADLINE)
             found = popularity(reading.rows, encoding, distance_km)
         return Probabilities(p_click=found[0], p_order=found[1])
+
+    def _modelled(self, rows: Rows, level: Level) -> Probabilities:
+        with self._pace.timed(SCORED[level], len(rows)):
+            return self._scorer.score(without_scene(rows, self.bundle.encoding) if level > Level.FULL_MODEL else rows)
 
     def _token(self, context: RequestContext, time_us: int, answer_id: str) -> str:
         manifest, dataset = self.bundle.manifest, self.bundle.schema.identity

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +13,9 @@ import pytest
 
 from feature_repo import columns
 from feature_repo.store import open_store
+from serving import degrade
 from serving.admission import Gone
-from serving.degrade import CachedScores, Caller, Degradation, Descent, Level, Pace, Reason, popularity
+from serving.degrade import CachedScores, Caller, Degradation, Descent, Level, Pace, Reason, Rehearsals, popularity
 from serving.features import FeatureReader
 from serving.pipeline import Pipeline
 from serving.request import Place, RankRequest, RecommendRequest, RequestContext
@@ -58,10 +62,16 @@ def within(seconds: float) -> Caller:
     return Caller(deadline=time.monotonic() + seconds)
 
 
+def unrehearsed(pipeline: Pipeline) -> Pipeline:
+    """The same, and all that it does is done for the test's own requests."""
+    pipeline._rehearsals.close()
+    return pipeline
+
+
 def test_every_rung_is_taken_when_the_one_above_does_not_fit(reader, pipeline, request_of):
     """The full model takes 2 s here and the plain one 0.5 s; how long is learned from answers without a deadline."""
     scorer = SlowScorer(pipeline.bundle, full_s=2.0, plain_s=0.5)
-    slow = Pipeline(reader, scorer)
+    slow = unrehearsed(Pipeline(reader, scorer))
     slow.rank(request_of)
     slow._scored("search", request_of.poi_ids, _read(slow, request_of), np.zeros(16), _at(Level.WITHOUT_SCENE))
     scorer.scored.clear()
@@ -92,7 +102,7 @@ def test_the_time_that_finding_places_takes_is_counted(reader, pipeline, workspa
             time.sleep(1.0)
             return super().retrieve(*arguments, **named)
 
-    slow = Pipeline(reader, Scorer(pipeline.bundle), SlowRetriever(load_index(workspace.index)))
+    slow = unrehearsed(Pipeline(reader, Scorer(pipeline.bundle), SlowRetriever(load_index(workspace.index))))
     asked = RecommendRequest(context=request_of.context, candidates=16)
     assert slow.recommend(asked).degradation is None
     hurried = slow.recommend(asked, within(1.4))
@@ -104,7 +114,7 @@ def test_a_ranker_without_scene_has_no_rung_without_it(workspace, request_of):
     bundle = bundles.load(workspace.bundles / "ple")
     assert not bundle.encoding.scene_features
     scorer = SlowScorer(bundle, full_s=1.0, plain_s=1.0)
-    slow = Pipeline(FeatureReader(open_store(workspace), bundle), scorer)
+    slow = unrehearsed(Pipeline(FeatureReader(open_store(workspace), bundle), scorer))
     whole = slow.rank(request_of)
     assert whole.degradation is None
     cached = slow.rank(request_of, within(1.2))
@@ -112,6 +122,89 @@ def test_a_ranker_without_scene_has_no_rung_without_it(workspace, request_of):
     assert cached.scores.tolist() == whole.scores.tolist()
     assert len(scorer.scored) == 1
     slow.close()
+
+
+@pytest.mark.parametrize("asked", ["rank", "recommend"])
+def test_what_was_slow_once_is_taken_in_again_when_it_fits(reader, pipeline, workspace, request_of, asked):
+    """The first answer of each rung takes 0.8 s, as where nothing is warm, and all after it are given 0.5 s."""
+    scorer = SlowScorer(pipeline.bundle, full_s=0.8, plain_s=0.8)
+    slow = Pipeline(reader, scorer, Retriever(load_index(workspace.index)))
+    recommended = RecommendRequest(context=request_of.context, candidates=16)
+    ask = partial(slow.rank, request_of) if asked == "rank" else partial(slow.recommend, recommended)
+    slow._rehearsals._next = math.inf  # not yet
+    ask()
+    assert ask(within(0.5)).degradation.level is Level.WITHOUT_SCENE
+    assert ask(within(0.5)).degradation.level is Level.CACHED_SCORES
+    scorer.full_s = scorer.plain_s = slow._rehearsals._next = 0.0
+    end = time.monotonic() + 60.0
+    while ask(within(0.5)).degradation is not None:
+        assert time.monotonic() < end, "never whole again"
+        time.sleep(0.02)
+    slow.close()
+
+
+def test_what_stays_slow_is_tried_for_nobody(reader, pipeline, request_of):
+    class Kept:
+        told = 0
+
+        def start(self) -> None: ...
+
+        def answered(self, *_: object) -> None:
+            self.told += 1
+
+        def close(self) -> None: ...
+
+    scorer, kept = SlowScorer(pipeline.bundle, full_s=1.0, plain_s=0.0), Kept()
+    slow = Pipeline(reader, scorer, keepers=[kept])
+    slow.rank(request_of)
+    scorer.scored.clear()
+    end = time.monotonic() + 60.0
+    while "full" not in scorer.scored:
+        caller = within(1.3)
+        assert slow.rank(request_of, caller).degradation.level is Level.WITHOUT_SCENE
+        assert caller.left_s() > 0.0, "a caller waited for what does not fit"
+        assert time.monotonic() < end, "it was never tried"
+        time.sleep(0.02)
+    assert slow.rank(request_of, within(1.3)).degradation.level is Level.WITHOUT_SCENE
+    assert scorer.scored.count("full") == 1, "nine times as long as it took nothing is tried"
+    slow.close()
+    slow._rehearsals._pool.shutdown(wait=True)
+    assert kept.told == 1, "a rehearsal is no answer that was given"
+
+
+def test_rehearsals_come_one_at_a_time_with_a_rest_between_them(monkeypatch):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(degrade, "time", clock)
+    rehearsals, begun, go_on, ended = Rehearsals(), threading.Semaphore(0), threading.Semaphore(0), []
+
+    def takes(seconds: float) -> None:
+        begun.release()
+        go_on.acquire()
+        clock.now += seconds
+        ended.append(seconds)
+        raise ValueError("nobody is to be told")
+
+    def rehearse(seconds: float) -> None:
+        rehearsals.perhaps(lambda: takes(seconds))
+        assert begun.acquire(timeout=60.0)
+        rehearsals.perhaps(lambda: takes(-1.0))  # one is under way
+        go_on.release()
+        rehearsals._pool.submit(lambda: None).result(60.0)  # it has ended
+
+    rehearse(2.0)
+    clock.now += 17.9
+    rehearsals.perhaps(lambda: takes(-1.0))
+    clock.now += 0.2
+    rehearse(0.01)
+    clock.now += 0.9
+    rehearsals.perhaps(lambda: takes(-1.0))
+    clock.now += 0.2
+    rehearse(0.0)
+    assert ended == [2.0, 0.01, 0.0]
+    rehearsals.close()
+    clock.now += 100.0
+    rehearsals.perhaps(lambda: takes(-1.0))
+    assert ended == [2.0, 0.01, 0.0]
 
 
 def _read(pipeline, request):
@@ -163,7 +256,7 @@ def test_a_descent_never_goes_up_and_tells_its_first_reason():
 
 
 def test_pace_is_learned_by_size_and_not_from_what_failed():
-    pace = Pace()
+    pace = Pace(knows_scenes=True)
     assert pace.needs_s(("read", "score"), 200) == 0.0
     with pace.timed("read", 200):
         time.sleep(0.02)
@@ -171,6 +264,33 @@ def test_pace_is_learned_by_size_and_not_from_what_failed():
         1 // 0  # noqa: B018
     assert 0.03 <= pace.needs_s(("read", "score"), 255) < 0.2
     assert pace.needs_s(("read",), 256) == 0.0
+
+
+def test_what_was_measured_long_ago_counts_for_less(monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(degrade, "time", clock)
+    pace = Pace(knows_scenes=True)
+    # One second later 0.9 / 2 of what was known is left, in the same moment 0.9, and after a minute nothing.
+    for pause_s, took_s, mean_s in ((0, 0.5, 0.5), (0.75, 0.25, 0.3625), (0, 0, 0.32625), (60, 0.125, 0.125)):
+        clock.now += pause_s
+        with pace.timed("score", 200):
+            clock.now += took_s
+        assert pace.needs_s(("score",), 200) == pytest.approx(1.5 * mean_s)
+
+
+def test_the_first_rung_that_fits_is_taken_whatever_those_below_it_took():
+    pace = Pace(knows_scenes=True)
+    with pace.timed("score without scene", 200):
+        time.sleep(0.2)
+    descent = Descent()
+    pace.come_down(descent, 0.1, ("pois",), 200)
+    assert descent.result() is None
+    with pace.timed("score", 200):
+        time.sleep(0.2)
+    pace.come_down(descent, None, ("pois",), 200)
+    assert descent.result() is None
+    pace.come_down(descent, 0.1, ("pois",), 200)
+    assert descent.result() == Degradation(Level.CACHED_SCORES, Reason.DEADLINE, ("scene",))
 
 
 def test_cached_scores_are_the_last_ones_of_each_scenario_and_bounded():
