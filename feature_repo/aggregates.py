@@ -157,14 +157,21 @@ def counts_sql(owner: str, keys: Sequence[str], window_days: Sequence[int], sinc
 
 
 def state_sql() -> str:
-    """Rows of `user_state`, one a user and second with clicks: the last POIs, newest first, and what the last was."""
+    """Rows of `user_state`, one a user and second with clicks: the last POIs, newest first, and what the last was.
+
+    A function of the set of (time, POI) alone, so that a stream of clicks, which has no row numbers, ends in the same
+    state (`streaming.state`): of two clicks at one time the later POI id is the newer, and the same click twice is one.
+    """
     click = columns.OUTCOME_TIMESTAMP
     knowable = f"date_trunc('second', {click}) + INTERVAL 1 SECOND"
-    window = f"""PARTITION BY {columns.USER_ID} ORDER BY {click}, {columns.ROW_ID}
-                 ROWS BETWEEN {columns.RECENT_LENGTH - 1} PRECEDING AND CURRENT ROW"""
-    so_far = f"PARTITION BY {columns.USER_ID} ORDER BY {click}, {columns.ROW_ID}"
+    so_far = f"PARTITION BY {columns.USER_ID} ORDER BY {click}, {columns.POI_ID}"
+    window = f"{so_far} ROWS BETWEEN {columns.RECENT_LENGTH - 1} PRECEDING AND CURRENT ROW"
     return f"""
-        WITH state AS (
+        WITH clicks AS (
+            SELECT {columns.USER_ID}, {click}, {columns.POI_ID}, {columns.CATEGORY}, {columns.SPECIALTY},
+                   max("{columns.ORDER}") AS "{columns.ORDER}"
+            FROM events WHERE {columns.CLICK} = 1 GROUP BY ALL),
+        state AS (
             SELECT {columns.USER_ID}, {knowable} AS {columns.EVENT_TIMESTAMP},
                    {knowable} AS {columns.CREATED_TIMESTAMP},
                    list_reverse(list({columns.POI_ID}) OVER ({window})) AS {columns.RECENT_POIS},
@@ -173,8 +180,8 @@ def state_sql() -> str:
                    max(CASE WHEN "{columns.ORDER}" = 1 THEN epoch_us({click}) END) OVER ({so_far})
                        AS {columns.LAST_ORDER_TIME},
                    row_number() OVER (PARTITION BY {columns.USER_ID}, {knowable}
-                                      ORDER BY {click} DESC, {columns.ROW_ID} DESC) AS newest
-            FROM events WHERE {columns.CLICK} = 1)
+                                      ORDER BY {click} DESC, {columns.POI_ID} DESC) AS newest
+            FROM clicks)
         SELECT * EXCLUDE (newest) FROM state WHERE newest = 1 ORDER BY {columns.EVENT_TIMESTAMP}, {columns.USER_ID}"""
 
 

@@ -23,7 +23,6 @@ from feature_repo.files import state_of
 NOTE = "counted.json"
 # All that any statistic depends on.
 COUNTED = (
-    columns.ROW_ID,  # of two clicks at one time the later row is the newer
     *(columns.USER_ID, columns.POI_ID, columns.SCENARIO_ID, columns.CATEGORY_KEY, columns.SPECIALTY_KEY),
     *(columns.DAYPART_KEY, columns.CLICK, f'"{columns.ORDER}"', columns.OUTCOME_TIMESTAMP),
 )

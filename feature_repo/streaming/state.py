@@ -28,7 +28,8 @@ class UserState:
     """The columns of `user_state`.
 
     Attributes:
-        recent: (microseconds UTC, POI) of the last `columns.RECENT_LENGTH` clicks, newest first.
+        recent: (microseconds UTC, POI) of the last `columns.RECENT_LENGTH` clicks, newest first; of two at one time
+            the one with the later id.
         last: kind of the first of them.
         last_order_us: time of the newest click that ended in an order.
     """
@@ -48,14 +49,14 @@ class UserState:
         Args:
             kinds: of the POIs of these clicks.
         """
-        union = {*self.recent, *((click.time_us, click.poi_id) for click in clicks)}
-        recent = tuple(sorted(union, reverse=True)[: columns.RECENT_LENGTH])
+        new = {(click.time_us, click.poi_id) for click in clicks}
+        recent = tuple(sorted({*self.recent, *new}, reverse=True)[: columns.RECENT_LENGTH])
         newest = recent[0]
         orders = _present([self.last_order_us, *(click.time_us for click in clicks if click.ordered)])
         return replace(
             self,
             recent=recent,
-            last=self.last if newest in self.recent[:1] else kinds[newest[1]],
+            last=kinds[newest[1]] if newest in new else self.last,
             last_order_us=max(orders, default=None),
         )
 

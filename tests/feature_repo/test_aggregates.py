@@ -176,11 +176,13 @@ def test_statistics_are_carried_over_a_change_of_the_source_tables(tmp_path):
     assert not list(workspace.root.glob(".carried-*"))
 
 
-def test_two_clicks_of_one_moment_that_change_places_change_the_state(tmp_path):
-    write_log(tmp_path, [("u0", "p0", 5, 1, 0), ("u0", "p1", 5, 1, 0)])
-    workspace = write_log(tmp_path, [("u0", "p1", 5, 1, 0), ("u0", "p0", 5, 1, 0)])
-    state = pq.read_table(workspace.source("user_state")).to_pylist()
-    assert [row[columns.RECENT_POIS] for row in state] == [["p0", "p1"]]
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_clicks_of_one_moment_are_a_set_and_the_later_id_is_the_newer(tmp_path, order):
+    clicks = [("u0", "p1", 5, 1, 0), ("u0", "p2", 5, 1, 0), ("u0", "p1", 5, 1, 1)]
+    workspace = write_log(tmp_path, [clicks[at] for at in order])
+    (state,) = pq.read_table(workspace.source("user_state")).to_pylist()
+    assert state[columns.RECENT_POIS] == ["p2", "p1"] and state[columns.LAST_CATEGORY] == "grill"
+    assert state[columns.LAST_ORDER_TIME] == int((START + timedelta(microseconds=5)).timestamp() * 1e6)
 
 
 def test_a_poi_without_a_specialty_counts_for_none(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,12 +23,8 @@ def click(number: int, poi: str, moment: datetime, ordered: bool = False) -> Cli
     return Click(event_id=f"e{number}", user_id="u0", poi_id=poi, time=moment, ordered=ordered)
 
 
-clicks = st.lists(
-    st.tuples(st.sampled_from(list(POIS)), st.integers(0, 40_000_000), st.booleans()),
-    min_size=1,
-    max_size=60,
-    unique_by=lambda c: c[1],  # the log breaks ties of one microsecond by its row numbers, which a stream has not
-)
+moments = st.integers(0, 40_000_000) | st.sampled_from([0, 7_000_000, 39_999_999])  # several clicks at one, too
+clicks = st.lists(st.tuples(st.sampled_from(list(POIS)), moments, st.booleans()), min_size=1, max_size=60)
 
 
 @settings(max_examples=40, deadline=None)
@@ -44,6 +41,16 @@ def test_any_order_and_any_repetition_gives_the_state_of_the_log(tmp_path_factor
     assert state.row() == {name: newest[name] for name in state.row()}
     assert state.event_us == int(newest[columns.EVENT_TIMESTAMP].timestamp() * 1e6)
     assert UserState.of(state.row()) == state
+
+
+@pytest.mark.parametrize("recent", [("p2", "p1"), ("p1", "p2")], ids=["as the log says", "as an older log said"])
+def test_a_late_click_after_two_at_one_time_leaves_the_last_one_the_last(recent):
+    moment = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    time_us = click(1, "p0", moment).time_us
+    filled = UserState(recent=tuple((time_us, poi) for poi in recent), last=KINDS[recent[0]])
+    state = filled.after([click(3, "p0", moment - timedelta(seconds=5))], {"p0": KINDS["p0"]})
+    assert state.recent == ((time_us, "p2"), (time_us, "p1"), (time_us - 5_000_000, "p0"))
+    assert state.last == filled.last
 
 
 def test_a_late_click_takes_its_place_and_leaves_the_last_one_the_last():
