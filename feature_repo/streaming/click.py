@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from feature_repo.stores.packed import microseconds
+from feature_repo.stores.packed import EPOCH, microseconds
 
 AHEAD = timedelta(minutes=1)  # that a sender's clock may be
-Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+def _text(value: str) -> str:
+    """Databases refuse some control characters, and nobody names a thing with one."""
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise ValueError("an id has no control characters")
+    return value
+
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_text)]
 
 
 class BadClick(ValueError):
@@ -24,7 +34,7 @@ class Click(BaseModel):
 
     Args:
         event_id: of the event, the same whenever it is sent again; only the first one counts.
-        time: of the click, with its zone.
+        time: of the click, with its zone; from 1970 on.
         ordered: whether it ended in an order.
     """
 
@@ -33,7 +43,7 @@ class Click(BaseModel):
     event_id: Id
     user_id: Id
     poi_id: Id
-    time: AwareDatetime
+    time: Annotated[AwareDatetime, Field(ge=EPOCH)]
     ordered: bool = False
 
     @property
@@ -55,6 +65,6 @@ def parse(text: bytes, now: datetime) -> Click:
 
 def _said(fault: object) -> str:
     assert isinstance(fault, dict)
-    place = ".".join(str(part) for part in fault["loc"])
+    place = ".".join(repr(str(part))[1:-1] for part in fault["loc"])  # of a field that does not belong, anything
     got = "" if fault["type"] == "missing" else f" (got {str(fault['input'])[:80]!r})"
     return f"{place}: {fault['msg']}{got}" if place else f"{fault['msg']}{got}"

@@ -160,6 +160,21 @@ def test_what_is_no_click_is_put_aside_and_the_rest_goes_on(place):
     assert consumer.step(wait_s=0).clicks == 1
 
 
+def test_the_earliest_clicks_that_are_let_in_count(place):
+    path = place.root / "clicks.jsonl"
+    times = ("1500-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "1970-01-01T00:00:00Z")
+    path.write_text("".join(json.dumps(json.loads(place.clicks[0]) | early(time)) + "\n" for time in times))
+    step = place.consumer(FileTail(path)).step(wait_s=0)
+    assert (step.clicks, step.rejected) == (1, 2)
+    state = place.open().get_online_features([f"{USER_STATE}:{columns.RECENT_TIMES}"], {columns.USER_ID: ["early"]})
+    assert state.to_dict()[columns.RECENT_TIMES] == [[0]]
+
+
+def early(moment: str) -> dict[str, str]:
+    """What makes a click that of a user without another."""
+    return {"event_id": moment, "user_id": "early", "time": moment}
+
+
 def test_a_later_filling_from_the_log_takes_nothing_back(place, truth):
     path = place.root / "clicks.jsonl"
     path.write_text("".join(f"{line}\n" for line in place.clicks))
