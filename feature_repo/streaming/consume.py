@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -107,9 +107,8 @@ class Consumer:
         good, rejected = self._parsed(messages)
         new = self._unseen(good)
         kinds = self._kinds({click.poi_id for _, click in new})
-        clicks = [click for _, click in new if click.poi_id in kinds]
-        rejected += [Rejected(m, _unknown(click)) for m, click in new if click.poi_id not in kinds]
-        rejected.sort(key=lambda one: messages.index(one.message))
+        clicks, unknown = _counted(new, kinds)
+        rejected = sorted(rejected + unknown, key=lambda one: messages.index(one.message))
         if clicks:
             self._push(clicks, kinds)
         self._ledger.commit(self._source.name, messages[-1].position, clicks, rejected)
@@ -136,12 +135,9 @@ class Consumer:
         return good, bad
 
     def _unseen(self, clicks: Sequence[tuple[Message, Click]]) -> list[tuple[Message, Click]]:
-        """The first message of each event that no earlier step dealt with."""
-        first: dict[str, tuple[Message, Click]] = {}
-        for message, click in clicks:
-            first.setdefault(click.event_id, (message, click))
-        seen = self._ledger.seen(first)
-        return [pair for event_id, pair in first.items() if event_id not in seen]
+        """Those of events that no earlier step counted."""
+        seen = self._ledger.seen({click.event_id for _, click in clicks})
+        return [(message, click) for message, click in clicks if click.event_id not in seen]
 
     def _kinds(self, poi_ids: Iterable[str]) -> dict[str, Kind]:
         """Of the POIs that the store knows."""
@@ -173,6 +169,20 @@ class Consumer:
         asked = [f"{view}:{feature}" for feature in features]
         found = self._store.get_online_features(asked, {key: ids}).to_dict()
         return {one: {feature: found[feature][at] for feature in features} for at, one in enumerate(ids)}
+
+
+def _counted(new: Sequence[tuple[Message, Click]], kinds: Collection[str]) -> tuple[list[Click], list[Rejected]]:
+    """Of each event the first click on a POI that is known, and what is left out; as if each message came alone."""
+    counted: dict[str, Click] = {}
+    unknown: list[Rejected] = []
+    for message, click in new:
+        if click.event_id in counted:
+            continue
+        if click.poi_id in kinds:
+            counted[click.event_id] = click
+        else:
+            unknown.append(Rejected(message, _unknown(click)))
+    return list(counted.values()), unknown
 
 
 def _unknown(click: Click) -> str:

@@ -160,6 +160,20 @@ def test_what_is_no_click_is_put_aside_and_the_rest_goes_on(place):
     assert consumer.step(wait_s=0).clicks == 1
 
 
+@pytest.mark.parametrize("most", [1, 100], ids=["one by one", "in one step"])
+def test_a_mended_click_counts_though_its_bad_original_came_just_before(place, most):
+    mended = json.loads(place.clicks[0])
+    bad = mended | {"poi_id": "nowhere"}
+    path, steps = place.root / "clicks.jsonl", []
+    path.write_text("".join(json.dumps(click) + "\n" for click in (bad, bad, mended, bad, mended)))
+    place.consumer(FileTail(path)).run(lambda step: steps.append(step) or idle(step), most=most, wait_s=0)
+    assert [sum(getattr(step, of) for step in steps) for of in ("clicks", "repeated", "rejected")] == [1, 2, 2]
+    left_out = Ledger(f"sqlite:///{place.root}/stream.db").rejected()
+    assert [json.loads(one.message.text) for one in left_out] == [bad, bad]
+    recent = place.states()[columns.RECENT_POIS][place.users.index(mended["user_id"])]
+    assert mended["poi_id"] in recent
+
+
 def test_the_earliest_clicks_that_are_let_in_count(place):
     path = place.root / "clicks.jsonl"
     times = ("1500-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "1970-01-01T00:00:00Z")
