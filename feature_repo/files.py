@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2(2): names are paths; the two change places
 
 
 def state_of(files: Iterable[Path]) -> dict[str, list[int]]:
@@ -17,20 +21,49 @@ def state_of(files: Iterable[Path]) -> dict[str, list[int]]:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder to fill; at the end it becomes `folder`. After any failure `folder` is what it was."""
+    """Yields an empty folder to fill; at the end it becomes `folder`. After any failure `folder` is what it was.
+
+    After a kill or a loss of power at any point `folder` is the whole old one or the whole new one; the other may lie
+    beside it (`.<name>-...`). Not so on a file system that cannot exchange two folders (NFS): there a kill between two
+    renames leaves the old one as `.<name>-...-replaced`.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    replaced = staging.with_name(f"{staging.name}-replaced")
     try:
         yield staging
+        _sync(staging)
         if folder.exists():
-            os.rename(folder, replaced)
-        try:
+            _exchange(staging, folder)
+        else:
             os.rename(staging, folder)
-        except OSError:
-            if replaced.exists():
-                os.rename(replaced, folder)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Have all of a folder on disk."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Two folders change places."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    paths = (AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other))
+    if libc.renameat2(*paths, RENAME_EXCHANGE) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(code, os.strerror(code), str(one), None, str(other))
+    between = one.with_name(f"{one.name}-replaced")
+    os.rename(other, between)
+    try:
+        os.rename(one, other)
+    except OSError:
+        os.rename(between, other)
+        raise
+    os.rename(between, one)
