@@ -131,6 +131,20 @@ def tokens_from(path: Path | None) -> Callable[[], Tokens] | None:
     return lambda: tokens
 
 
+def token_for(scope: Scope, path: Path) -> str:
+    """The first token of a file that has this scope: the file of a server, or one that holds a token only.
+
+    Raises FileError for a file that cannot be read or has no such token.
+    """
+    content = read(path)
+    tokens = Tokens.parse(content, str(path))
+    first_words = (line.split()[0] for line in content.decode().splitlines() if line.strip())
+    for word in first_words:
+        if scope in (tokens.scopes_of(word.encode()) or ()):
+            return word
+    raise AuthError(f"{path}: no token in it has the scope {scope.value}; add a line with one")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tls:
     """PEM files of the server; with `client_ca`, clients must show a certificate that it signed (mutual TLS)."""
@@ -177,16 +191,20 @@ class Tls:
         return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=client_ca)
 
 
-def require_loopback(address: str) -> None:
-    """Raises AuthError for an address that other machines can reach: there, TLS is a must."""
+def is_loopback(address: str) -> bool:
+    """Whether nobody but this machine has to do with an address: a host with a port, or a Unix socket."""
     host = address.rpartition(":")[0].strip("[]")
     if address.startswith("unix:") or host == "localhost":
-        return
+        return True
     try:
-        inside = ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        inside = False
-    if not inside:
+        return False
+
+
+def require_loopback(address: str) -> None:
+    """Raises AuthError for an address that other machines can reach: there, TLS is a must."""
+    if not is_loopback(address):
         raise AuthError(f"{address} is reachable from other machines: give TLS files, or listen on 127.0.0.1")
 
 

@@ -26,8 +26,11 @@ def live(
     bundle: Annotated[str, typer.Argument(help="Name of a bundle of the server's workspace.")] = "",
     address: AddressOption = "127.0.0.1:50051",
     share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the requests, for a bundle in the shadow.")] = 0.1,
-    token_file: Annotated[Path | None, typer.Option(help="With a token of scope admin, where one is wanted.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Its first token of scope admin is sent; or the one of SCENERANK_TOKEN.")
+    ] = None,
     root_certificate: Annotated[Path | None, typer.Option(help="PEM that the server is signed by, for TLS.")] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="TLS to a server that a public authority signed.")] = False,
     timeout: Annotated[
         float, typer.Option(min=1.0, help="Seconds: a bundle is loaded and verified meanwhile.")
     ] = 120.0,
@@ -42,17 +45,16 @@ def live(
     import grpc
 
     from serving import screen
-    from serving.auth import TOKEN_VARIABLE
+    from serving.auth import TOKEN_VARIABLE, Scope, token_for
     from serving.client import Access
     from serving.operator_client import Operator
 
     with explained():
         if change is Change.RELOAD and not bundle:
             raise ValueError("reload needs the name of a bundle, such as `scenerank live reload larr`")
-        token = token_file.read_text() if token_file else os.environ.get(TOKEN_VARIABLE, "")
-        access = Access(
-            root_certificate=root_certificate.read_bytes() if root_certificate else None, token=token.strip() or None
-        )
+        token = token_for(Scope.ADMIN, token_file) if token_file else os.environ.get(TOKEN_VARIABLE, "").strip()
+        root = root_certificate.read_bytes() if root_certificate else None
+        access = Access(root_certificate=root, tls=tls, token=token or None)
         with Operator(address, access, timeout) as operator:
             try:
                 match change:

@@ -20,6 +20,7 @@ there what it costs, and `hedged` for what it did. Feedback is never hedged.
 
 An address is any target of gRPC: `localhost:50051`, `dns:///recommender:50051`, whose addresses are all used, or
 `ipv4:10.0.0.1:50051,10.0.0.2:50051`. Servers are asked in turn, and one that cannot be reached is passed over.
+Plain text stays on this machine where a token or a certificate is sent: elsewhere `Access` must say how TLS is checked.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from datetime import datetime
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from serving.auth import is_loopback
 from serving.tries import Hedged, Hedging, Retries, SecondTries, channel_options, first_answer, first_answer_async
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
@@ -145,25 +148,41 @@ class Access:
 
     Args:
         root_certificate: PEM; with it, the channel is TLS and the server must be signed by it.
+        tls: TLS without a root certificate of one's own: the server must be signed by one of the public authorities
+            that gRPC trusts (the variable GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names a file of others).
         certificate, key: PEM of the caller, where the server wants mutual TLS.
         token: the bearer token, where the server wants one.
+    Raises ValueError for a certificate without its key, or a key without its certificate.
     """
 
     root_certificate: bytes | None = None
+    tls: bool = False
     certificate: bytes | None = None
     key: bytes | None = None
     token: str | None = None
     timeout_seconds: float = 5.0
 
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):  # gRPC would end the process
+            raise ValueError("certificate and key come together: give both, or neither")
+
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
-    @property
-    def credentials(self) -> grpc.ChannelCredentials | None:
-        if self.root_certificate is None:
-            return None
-        return grpc.ssl_channel_credentials(self.root_certificate, self.key, self.certificate)
+    def credentials(self, address: str) -> grpc.ChannelCredentials | None:
+        """What a channel to this target is secured by; None: plain text.
+
+        Raises ValueError where plain text would carry a secret to another machine.
+        """
+        if self.tls or self.root_certificate is not None:
+            return grpc.ssl_channel_credentials(self.root_certificate, self.key, self.certificate)
+        if any((self.token, self.certificate, self.key)) and not _stays_here(address):
+            raise ValueError(
+                f"{address} is on another machine, and a token or certificate is not sent there in plain text: give "
+                "the root certificate that the server is signed by, or tls where a public authority signed it"
+            )
+        return None
 
 
 ChannelOptions = list[tuple[str, str | int]]
@@ -223,7 +242,7 @@ class Recommender:
         self.close()
 
     def _channel(self, address: str, options: ChannelOptions) -> grpc.Channel:
-        secret = self._access.credentials
+        secret = self._access.credentials(address)
         return grpc.secure_channel(address, secret, options) if secret else grpc.insecure_channel(address, options)
 
     def _answer(self, methods: Sequence[Any], request: Any, timeout_seconds: float | None) -> Any:
@@ -289,7 +308,7 @@ class AsyncRecommender:
         await self.close()
 
     def _channel(self, address: str, options: ChannelOptions) -> grpc.aio.Channel:
-        secret, aio = self._access.credentials, grpc.aio
+        secret, aio = self._access.credentials(address), grpc.aio
         return aio.secure_channel(address, secret, options) if secret else aio.insecure_channel(address, options)
 
     async def _answer(self, methods: Sequence[Any], request: Any, timeout_seconds: float | None) -> Any:
@@ -316,6 +335,13 @@ def _channels(address: str, retries: Retries, hedging: Hedging | None) -> list[t
     """Where the channels of a client lead, each with its options. Second tries are not made again."""
     first = (address, channel_options(retries))
     return [first] if hedging is None else [first, (hedging.to or address, channel_options(ONCE))]
+
+
+def _stays_here(target: str) -> bool:
+    """Whether every address of a target of gRPC is one of this machine."""
+    parts = urlsplit(target)
+    addresses = parts.path.lstrip("/") if parts.scheme in ("dns", "ipv4", "ipv6") else target
+    return all(is_loopback(address) for address in addresses.split(","))
 
 
 def _aware(time: datetime | None) -> datetime | None:

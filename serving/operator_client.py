@@ -23,10 +23,11 @@ class Operator:
 
     Args:
         access: with a token of scope `admin`, where the server wants tokens.
+    Raises ValueError where plain text would carry a secret to another machine.
     """
 
     def __init__(self, address: str, access: Access = LOCAL, timeout_seconds: float = TIMEOUT_S) -> None:
-        secret = access.credentials
+        secret = access.credentials(address)
         self._channel = grpc.secure_channel(address, secret) if secret else grpc.insecure_channel(address)
         self._stub = pb_grpc.AdminServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._said = {"timeout": timeout_seconds, "metadata": access.metadata}

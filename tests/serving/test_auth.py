@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -24,10 +25,13 @@ from serving.auth import (
     Tls,
     Tokens,
     require_loopback,
+    token_for,
     tokens_from,
 )
-from serving.client import Access, Recommender
+from serving.client import Access, AsyncRecommender, Recommender
+from serving.operator_client import Operator
 from serving.server import SERVICE, ServerOptions, create_server
+from serving.tries import Hedging
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
 from serving.watched import FileError, Watched
@@ -90,6 +94,43 @@ def test_plain_text_is_refused_where_others_can_reach_it(address, pipeline):
         create_server(pipeline, ServerOptions(address=address))
 
 
+HERE = ("localhost:1", "dns:///localhost:1", "ipv4:127.0.0.1:1,127.0.0.2:2", "ipv6:[::1]:1", "[::1]:1", "unix:/tmp/s")
+ELSEWHERE = (
+    *("prod:50051", "10.0.0.1:50051", "dns:///prod:50051", "dns://localhost:53/prod:1", "ipv4:127.0.0.1:1,10.0.0.1:1"),
+    *("localhost.org:1", "dns:///prod:1?/localhost:1", "xds:///localhost:1", "", ":1"),
+)
+SECRETS = (Access(token=TOKEN), Access(certificate=b"certificate", key=b"key"))
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=["token", "certificate"])
+@pytest.mark.parametrize("address", ELSEWHERE)
+def test_a_client_sends_no_secret_to_another_machine_in_plain_text(address, secret):
+    async def asynchronous():
+        AsyncRecommender(address, secret)
+
+    def hedged():
+        Recommender("localhost:1", secret, hedging=Hedging(to=address or ":2", after_seconds=1.0))
+
+    for client in (lambda: Recommender(address, secret), lambda: asyncio.run(asynchronous()), hedged):
+        with pytest.raises(ValueError, match=r"is on another machine.*root certificate.*tls") as caught:
+            client()
+        assert TOKEN not in str(caught.value)
+    with pytest.raises(ValueError, match="is on another machine"):
+        Operator(address, secret)
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=["token", "certificate"])
+def test_plain_text_is_for_this_machine_or_for_who_has_no_secret(secret):
+    assert [secret.credentials(address) for address in HERE] == [None] * len(HERE)
+    assert [Access().credentials(address) for address in ELSEWHERE] == [None] * len(ELSEWHERE)
+
+
+def test_a_certificate_and_its_key_come_together():
+    for half in ({"certificate": b"certificate"}, {"key": b"key"}):
+        with pytest.raises(ValueError, match="certificate and key come together"):
+            Access(root_certificate=b"root", **half)
+
+
 def test_tokens_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     assert tokens_from(None) is None
@@ -111,6 +152,35 @@ def test_a_line_of_the_file_is_a_token_with_its_scopes():
     for unknown in (b"", b"rank", b"#", TOKEN[:-1].encode(), TOKEN.upper().encode(), f"{RANK} rank".encode()):
         assert tokens.scopes_of(unknown) is None
     assert TOKEN not in repr(tokens)
+
+
+def test_the_token_of_a_caller_is_the_first_one_with_its_scope(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(TOKEN_FILE)
+    assert [token_for(scope, path) for scope in Scope] == [RANK, FEEDBACK, ADMIN]
+    path.write_text(f"{RANK} rank\n{TOKEN}\n{ADMIN} admin\n")
+    assert token_for(Scope.ADMIN, path) == TOKEN, "a token without scopes has all"
+    path.write_text(f"\n {TOKEN}\n")
+    assert token_for(Scope.ADMIN, path) == TOKEN
+    path.write_text(f"{RANK} rank # {ADMIN} admin\n# {TOKEN}\n")
+    with pytest.raises(AuthError, match="tokens: no token in it has the scope admin") as caught:
+        token_for(Scope.ADMIN, path)
+    assert TOKEN not in str(caught.value)
+
+
+def test_an_operator_s_command_takes_the_server_s_own_token_file(pipeline, tmp_path, scenerank):
+    path = tmp_path / "tokens"
+    path.write_text(TOKEN_FILE)
+    server = create_server(pipeline, ServerOptions(tokens=tokens_from(path)))
+    try:
+        command = ("live", "status", "--address", f"127.0.0.1:{server.port}", "--token-file", path)
+        said = scenerank(*command)
+        assert said.exit_code == 0, said.output
+        path.write_text(f"{RANK} rank\n")
+        said = scenerank(*command)
+        assert said.exit_code == 2 and "no token in it has the scope admin" in said.words
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(
@@ -310,6 +380,22 @@ def test_tls_from_files(pipeline, asker, poi_ids, certificates):
         for access in (Access(root_certificate=wrong), Access()):
             with Recommender(address, access) as client:
                 assert code_of(lambda c=client: c.rank(asker, poi_ids[:1])) is grpc.StatusCode.UNAVAILABLE
+    finally:
+        server.stop()
+
+
+def test_tls_by_authorities_that_everybody_trusts(pipeline, asker, poi_ids, certificates, monkeypatch, checkout):
+    tls = Tls(certificate=certificates / "server.pem", key=certificates / "server.key")
+    server = create_server(pipeline, ServerOptions(tls=tls, tokens=lambda: Tokens.one(TOKEN, "here")))
+    ask = ("-m", "serving.cli", "live", "status", "--tls", "--address", f"localhost:{server.port}")
+    try:
+        access = Access(tls=True, token=TOKEN)
+        with Recommender(f"localhost:{server.port}", access) as client:
+            assert code_of(lambda: client.rank(asker, poi_ids[:1])) is grpc.StatusCode.UNAVAILABLE
+        # gRPC reads these once in a process.
+        monkeypatch.setenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", str(certificates / "server.pem"))
+        monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+        assert "larr" in checkout.run(*ask).stdout
     finally:
         server.stop()
 
