@@ -21,8 +21,10 @@ from trainers.plain import PlainDataError, from_plain, to_plain
 PATHS = (
     "serving/features.py",
     "serving/online.py",
+    "serving/poi_cache.py",
     "serving/request.py",
     "trainers/knowledge.py",
+    "trainers/rows.py",
     "trainers/training_set.py",
 )
 

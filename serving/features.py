@@ -136,6 +136,11 @@ class FeatureReader:
         if self._pois is not None:
             self._pois.start()
 
+    def refresh(self) -> None:
+        """Read all values of POIs that are kept again, now. Raises what the store raises."""
+        if self._pois is not None:
+            self._pois.refresh()
+
     def close(self) -> None:
         """End what runs in the background."""
         if self._pois is not None:

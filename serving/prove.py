@@ -2,7 +2,8 @@
 
 Requests of the log are asked again of a store that holds what was known at their moment (`replay`), in the order of
 time. Some are asked as they were; others for a user or a place that nobody knows, without a word about the moment, or
-so long after the log's end that values have outlived their time. The same rows are then pulled as a training set is.
+so long after the log's end that values have outlived their time. Some are asked once more with values of places kept in
+the process, as a server keeps them. The same rows are then pulled as a training set is.
 Where every value of every column agrees the bundle gets a certificate, which a server wants to see.
 
 What a server really read for a sample of its answers (`served`) is compared with a pull in the same way, as far as the
@@ -11,6 +12,7 @@ log has come since.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,16 +40,18 @@ from trainers.bundle import Bundle
 
 AFTER_DAYS = 40  # how long after the log's end the latest requests are asked
 STRANGER = "nobody whom anybody knows"
+KEPT = 32  # requests that are asked once more: for each, all places are read again
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Some rows of the log as one request, perhaps changed."""
+    """Some rows of the log as one request, perhaps changed; `kept`: also asked with values of places that are kept."""
 
     case: str
     rows: pa.Table
     context: RequestContext
+    kept: bool
 
     @property
     def time_us(self) -> int:
@@ -73,18 +77,12 @@ def prove(
         store: the workspace's, for the pull; its online values are neither read nor changed.
     """
     asked = questions(workspace, impressions)
-    with tempfile.TemporaryDirectory(prefix="prove-") as name:
-        then = empty_store(workspace, Path(name))
-        reader = FeatureReader(then, bundle)
-        replay = Replay(then, reader.views)
-        readings = []
-        for done, question in enumerate(asked, start=1):
-            replay.advance(question.time_us)
-            readings.append(reader.read_pois(reader.read_context(question.context, question.time_us), question.poi_ids))
-            progress(done, len(asked))
-    online = pa.concat_tables([reading.table for reading in readings])
+    readings, again = _replayed(workspace, bundle, asked, progress)
+    online, kept = (pa.concat_tables([reading.table for reading in read]) for read in (readings, again))
     offline = _join(workspace, store, bundle, spine(asked))
     found = list(differences(online, offline, bundle.manifest.features))
+    those = np.repeat([question.kept for question in asked], [len(question.rows) for question in asked])
+    found += differences(kept, offline.filter(pa.array(those)), bundle.manifest.features)
     really = served_rows(workspace, bundle)
     if len(really):
         found += differences(really, _pulled(workspace, store, bundle, really), bundle.manifest.features)
@@ -101,6 +99,29 @@ def prove(
         served=len(really),
         differences=tuple(found),
     )
+
+
+def _replayed(
+    workspace: Workspace, bundle: Bundle, asked: Sequence[Question], progress: Progress
+) -> tuple[list[Reading], list[Reading]]:
+    """What is read online for each question at its moment, and, for those that want it, with values of places kept."""
+    readings, again = [], []
+    with tempfile.TemporaryDirectory(prefix="prove-") as name:
+        then = empty_store(workspace, Path(name))
+        reader, keeping = FeatureReader(then, bundle), FeatureReader(then, bundle, poi_age_s=math.inf)
+        replay = Replay(then, reader.views)
+        for done, question in enumerate(asked, start=1):
+            replay.advance(question.time_us)
+            readings.append(_read(reader, question))
+            if question.kept:
+                keeping.refresh()
+                again.append(_read(keeping, question))
+            progress(done, len(asked))
+    return readings, again
+
+
+def _read(reader: FeatureReader, question: Question) -> Reading:
+    return reader.read_pois(reader.read_context(question.context, question.time_us), question.poi_ids)
 
 
 def served_rows(workspace: Workspace, bundle: Bundle) -> pa.Table:
@@ -143,14 +164,14 @@ def questions(workspace: Workspace, impressions: int, seed: int = 0) -> list[Que
     made = []
     for number, at in enumerate(order[:wanted]):
         case = CASES[number % len(CASES)]
-        made.append(_asked(log.slice(starts[at], sizes[at]), case, schema, rng))
+        made.append(_asked(log.slice(starts[at], sizes[at]), case, schema, rng, number < KEPT))
     return sorted(made, key=lambda question: question.time_us)
 
 
 CASES = ("as logged", "as logged", "unknown user", "as logged", "unknown place", "as logged", "silent moment", "later")
 
 
-def _asked(rows: pa.Table, case: str, schema: Schema, rng: np.random.Generator) -> Question:
+def _asked(rows: pa.Table, case: str, schema: Schema, rng: np.random.Generator, kept: bool) -> Question:
     changed: dict[str, object] = {}
     moment: datetime = rows[columns.EVENT_TIMESTAMP][0].as_py()
     match case:
@@ -169,7 +190,7 @@ def _asked(rows: pa.Table, case: str, schema: Schema, rng: np.random.Generator) 
     # A feed may show a POI twice in one request; a caller may not.
     first = sorted({poi: at for at, poi in reversed(list(enumerate(pois)))}.values())
     table = table.take(pa.array(first))
-    return Question(case=case, rows=table, context=_context(table, schema))
+    return Question(case=case, rows=table, context=_context(table, schema), kept=kept)
 
 
 def _with(rows: pa.Table, values: Mapping[str, Sequence[object]]) -> pa.Table:

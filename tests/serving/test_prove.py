@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +19,7 @@ from feature_repo import columns
 from serving import certificate, online, prove, replay
 from serving.online import ValueStatus
 from serving.opening import open_pipeline
+from serving.poi_cache import PoiCache
 from trainers import bundle as bundles
 from trainers.bundle import CERTIFICATE, Bundle
 
@@ -165,6 +168,35 @@ def test_another_time_to_live_is_named(proved, monkeypatch):
 
     monkeypatch.setattr("serving.features.open_view", forgetful)
     assert {d.view for d in proved().differences} == {"user_stats"}
+
+
+def test_values_of_places_that_are_kept_are_compared_in_every_case(city, proved, monkeypatch):
+    assert {q.case for q in prove.questions(city.workspace, IMPRESSIONS) if q.kept} == set(prove.CASES)
+    usual = PoiCache.refresh
+
+    def once(cache: PoiCache) -> None:
+        if not math.isfinite(cache.age_s):
+            usual(cache)
+
+    monkeypatch.setattr(PoiCache, "refresh", once)
+    found = proved()
+    assert COUNT in {d.column for d in found.differences}, "what was read first is kept, whatever was written since"
+    assert {d.view for d in found.differences} <= {"poi_profile", "poi_stats", "poi_text"}
+
+
+def test_the_certificate_is_of_all_code_that_values_pass_through():
+    """What the two paths import is hashed, or stands here because no value passes through it."""
+    bystanders = {"serving/observe.py", "trainers/bundle.py", "trainers/spine.py"}
+    root = Path(certificate.__file__).parents[1]
+    imported = {
+        f"{node.module.replace('.', '/')}.py"
+        for path in ("serving/features.py", "trainers/training_set.py")
+        for node in ast.walk(ast.parse((root / path).read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("serving", "trainers")
+    }
+    assert imported - bystanders <= set(certificate.PATHS)
+    assert {"serving/poi_cache.py", "trainers/rows.py"} <= imported
+    assert all((root / path).is_file() for path in certificate.PATHS)
 
 
 def test_bits_are_compared_not_values():
