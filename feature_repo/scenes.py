@@ -9,7 +9,6 @@ returns a short value in words, or None where the inputs say nothing. A dataset 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pandas as pd
 from feature_repo import columns
 from feature_repo.datasets.schema import DataError, Schema
 from feature_repo.hours import hour_of_week, local_times
+from feature_repo.spelled import spelled
 
 EVENT_TIME_US = "event_time_us"  # microseconds since the epoch, UTC: the moment of the request
 NUMBERS = frozenset({"temperature"})  # request fields that declared features read as numbers; others are words
@@ -34,7 +34,7 @@ class SceneFeature:
     Args:
         name: what stands before `=` in a scene value (`daypart=lunch`).
         inputs: names of the arguments that `value` gets, in order.
-        value: a pure function; the result is the scene value, or None.
+        value: a pure function of a module; the result is the scene value, or None.
         sentence: the text that a language model reads, with `{value}` in it.
     """
 
@@ -44,8 +44,11 @@ class SceneFeature:
     sentence: str
 
     def fingerprint(self) -> str:
-        """Changes with anything that changes a value or its text: declarations are compared by it."""
-        text = "\n".join([self.name, *self.inputs, self.sentence, inspect.getsource(self.value)])
+        """Changes with anything that changes a value or its text: declarations are compared by it.
+
+        Raises ValueError for a value whose source does not tell all of it (`spelled`).
+        """
+        text = "\n".join([self.name, *self.inputs, self.sentence, spelled(self.value)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

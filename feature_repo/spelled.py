@@ -1,0 +1,114 @@
+"""What a function says, as text: its source, and that of all of its own package that it names, and what that names.
+
+A border that stands in a helper, or in a table beside it, counts as one that stands in the function does. Sources are
+read, values are not: the text is the same in every process. Names of modules are followed; what an import inside a
+function brings is not seen.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from symtable import SymbolTable, symtable
+
+
+def spelled(function: Callable[..., object]) -> str:
+    """The function's own source, then the definitions that it rests on, by module and name.
+
+    Raises ValueError for what no source tells all of: a closure, or anything but a function.
+    """
+    function = inspect.unwrap(function)
+    if not inspect.isfunction(function) or function.__closure__:
+        raise ValueError(f"{function!r} must be a function of a module: what else it holds stands in no source")
+    home, found = function.__module__, dict[tuple[str, str], str]()
+    waiting = [(home, path) for node in _written(function) for path in _paths(node)]
+    seen: set[tuple[str, str]] = set()
+    while waiting:
+        module, path = place = waiting.pop()
+        if place in seen or module.partition(".")[0] != home.partition(".")[0]:
+            continue
+        seen.add(place)
+        name, _, rest = path.partition(".")
+        defining = _read(module).defining.get(name, [])
+        if not defining and f"{module}.{name}" in sys.modules:
+            waiting.append((f"{module}.{name}", rest))
+        for node in defining:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                waiting.append(_origin(node, name, rest))
+            else:
+                waiting += [(module, read) for read in _paths(node)]
+                found[module, name] = "\n".join(_read(module).source_of(node) for node in defining)
+    return "\n".join([inspect.getsource(function), *(found[place] for place in sorted(found))])
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module's source, and the statements at its top that bind each name."""
+
+    lines: list[str]
+    tree: ast.Module
+    defining: dict[str, list[ast.stmt]]
+
+    def source_of(self, node: ast.stmt) -> str:
+        return "\n".join(self.lines[_first_line(node) - 1 : node.end_lineno])
+
+
+@cache
+def _read(module: str) -> _Module:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    text = Path(file).read_text() if file else ""
+    tree, defining = ast.parse(text), dict[str, list[ast.stmt]]()
+    for node in tree.body:
+        for name in _bound(node):
+            defining.setdefault(name, []).append(node)
+    return _Module(text.splitlines(), tree, defining)
+
+
+def _written(function: Callable[..., object]) -> list[ast.stmt | ast.expr]:
+    """Where a function stands in its module; of several on one line, all."""
+    written = ast.walk(_read(function.__module__).tree)
+    line = function.__code__.co_firstlineno
+    return [n for n in written if isinstance(n, ast.FunctionDef | ast.Lambda) and _first_line(n) == line]
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """The names that a statement gives a meaning."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return {name}
+        case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+            return {alias.asname or alias.name.partition(".")[0] for alias in aliases}
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+def _origin(node: ast.Import | ast.ImportFrom, name: str, rest: str) -> tuple[str, str]:
+    """The module that an imported name comes from, and its path there."""
+    alias = next(a for a in node.names if name in (a.asname, a.name.partition(".")[0]))
+    if isinstance(node, ast.ImportFrom):
+        return node.module or "", f"{alias.name}.{rest}".rstrip(".")
+    return alias.name if alias.asname else name, rest
+
+
+def _paths(node: ast.stmt | ast.expr) -> set[str]:
+    """What is read of the module's own names, `name` or `name.attribute`."""
+    known = _names(symtable(ast.unparse(node), "", "exec"))
+    read = (ast.unparse(n) for n in ast.walk(node) if isinstance(n, ast.Name | ast.Attribute))
+    return {path for path in read if path.replace(".", "").isidentifier() and path.partition(".")[0] in known}
+
+
+def _names(table: SymbolTable) -> set[str]:
+    """All names but the variables of functions."""
+    top = table.get_type() == "module"
+    own = {symbol.get_name() for symbol in table.get_symbols() if top or symbol.is_global()}
+    return own.union(*map(_names, table.get_children()))
+
+
+def _first_line(node: ast.stmt | ast.expr) -> int:
+    """That of its first decorator, where it has any."""
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min(n.lineno for n in (node, *decorators))
