@@ -112,7 +112,8 @@ def _lookup(view: FeatureView, references: list[str], full_names: bool, known_on
     wanted = [r.split(":", 1)[1] for r in references if r.split(":", 1)[0] == projection.name_to_use()]
     prefix = f"{projection.name_alias or view.name}__" if full_names else ""
     column_of = {new: old for old, new in source.field_mapping.items()}
-    joined = projection.join_key_map or {entity.name: entity.name for entity in view.entity_columns}
+    called = projection.join_key_map or {}  # a key that it leaves out has its own name in the entity rows too
+    joined = {entity.name: called.get(entity.name, entity.name) for entity in view.entity_columns}
     return Lookup(
         name=view.name,
         relation=relation_of(source, repo_path),

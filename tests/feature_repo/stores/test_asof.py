@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RepoConfig
 from feast.types import Int64
 from feast.value_type import ValueType
 from hypothesis import HealthCheck, given, settings
@@ -133,6 +133,14 @@ def test_equals_feasts_own_store(feast_repo, tmp_path_factory, drawn, spine, kno
     feast_repo.write(rows)
     # Whole hours of TTL only: Feast's DuckDB store cannot take others.
     assert feast_repo.values(spine, known_only) == brute_force(rows, spine, 5, known_only)
+
+
+def test_a_key_that_is_not_renamed_is_joined_all_the_same(repo):
+    repo.write([("u", "p", 0, 0, 7), ("u", "q", 1, 0, 8)])
+    service = FeatureService(name="visits", features=[repo.view.with_join_key_map({"user_id": "visitor"})])
+    repo.store.apply([service])
+    frame = pd.DataFrame({"visitor": ["u", "u"], "poi_id": ["p", "q"], "event_timestamp": [at(2), at(2)]})
+    assert repo.store.get_historical_features(frame, service).to_df()["value"].tolist() == [7, 8]
 
 
 def test_composite_keys_are_not_glued_together(repo):
