@@ -94,10 +94,11 @@ class Schema:
     def __post_init__(self) -> None:
         ZoneInfo(self.timezone)
         names = [*self.user_attributes, *self.poi_attributes, *(f.name for f in self.request_fields)]
-        repeated = sorted({n for n in names if names.count(n) > 1})
+        folded = [name.casefold() for name in names]  # DuckDB takes `Name` and `name` for one column
+        repeated = sorted({n for n, same in zip(names, folded, strict=True) if folded.count(same) > 1})
         if repeated:
             raise DataError(f"schema of {self.dataset}: column names used twice: {repeated}; rename one of each pair")
-        reserved = sorted(columns.RESERVED.intersection(names))
+        reserved = sorted(n for n, same in zip(names, folded, strict=True) if same in columns.RESERVED)
         if reserved:
             raise DataError(
                 f"schema of {self.dataset}: {reserved} are names of the project's own columns; rename yours"

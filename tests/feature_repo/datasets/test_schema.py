@@ -85,6 +85,18 @@ def test_write_and_read_back(tmp_path: Path) -> None:
     assert rows["weather"].to_pylist() == ["rain", None]
 
 
+@pytest.mark.parametrize("name", ["Category", "NAME", "Poi_Id"])
+def test_a_reserved_name_is_reserved_in_any_case(name: str) -> None:
+    for changes in ({"poi_attributes": (name,)}, {"request_fields": (RequestField(name=name),), "scene_fields": ()}):
+        with pytest.raises(DataError, match=rf"\['{name}'\] are names of the project's own columns; rename yours"):
+            replace(schema(), **changes)
+
+
+def test_names_that_differ_in_case_alone_are_one_name() -> None:
+    with pytest.raises(DataError, match=r"used twice: \['Weather', 'weather'\]"):
+        replace(schema(), poi_attributes=("Weather",))
+
+
 def test_a_schema_of_an_older_version_keeps_the_usual_statistics() -> None:
     raw = json.loads(json.dumps(asdict(schema()), default=datetime.isoformat))
     del raw["statistics"], raw["window_days"], raw["like_minded"]
