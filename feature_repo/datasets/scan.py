@@ -55,17 +55,19 @@ def as_text(column: str, dtype: pl.DataType) -> pl.Expr:
 
 
 def _json_lines(file: Path, wanted: Collection[str] | None) -> pl.LazyFrame:
+    held = None if wanted is None else frozenset(wanted)
     with _opened(file) as lines:
         first = lines.readline()
     try:
         json.loads(first)
     except json.JSONDecodeError:
-        content = io.BytesIO("".join(f"{json.dumps(row)}\n" for row in _literals(file, wanted)).encode())
+        content = io.BytesIO("".join(f"{json.dumps(row)}\n" for row in _literals(file, held)).encode())
         return pl.read_ndjson(content, infer_schema_length=None).lazy()
     return pl.scan_ndjson(file, infer_schema_length=None)
 
 
-def _literals(file: Path, wanted: Collection[str] | None) -> Iterator[dict[str, object]]:
+def _literals(file: Path, held: frozenset[str] | None) -> Iterator[dict[str, object]]:
+    """Its rows under all names that they have; values that are not held are None."""
     with _opened(file) as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -74,7 +76,7 @@ def _literals(file: Path, wanted: Collection[str] | None) -> Iterator[dict[str, 
                 raise DataError(f"{file}, line {number}: {line[:60]!r} is no JSON object") from error
             if not isinstance(row, dict):
                 raise DataError(f"{file}, line {number}: {line[:60]!r} is no JSON object")
-            yield row if wanted is None else {name: row.get(name) for name in wanted}
+            yield {name: value if held is None or name in held else None for name, value in row.items()}
 
 
 def _opened(file: Path) -> io.TextIOWrapper:

@@ -53,7 +53,7 @@ def read(
         except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: not a readable table: {error}") from error
         pieces.append(Piece(file=file, names={new: old for old, new in source.rename.items()}))
-    frame = pl.concat(frames, how="diagonal_relaxed", rechunk=False)
+    frame = pl.concat(_alike(frames), how="diagonal_relaxed", rechunk=False)
     return RawTable(
         file=pieces[0].file,
         frame=frame.drop(ROW, "piece"),
@@ -61,6 +61,20 @@ def read(
         pieces=tuple(pieces),
         origin=frame.select("piece", ROW),
     )
+
+
+def _alike(frames: Sequence[pl.DataFrame]) -> list[pl.DataFrame]:
+    """A column that files hold as different types becomes text in each: 1 of the one and 1.0 of the other are one id.
+
+    Times are left as they are, and so is a column that is empty in a file.
+    """
+    types: dict[str, set[pl.DataType]] = {}
+    for frame in frames:
+        for name, dtype in frame.schema.items():
+            if dtype != pl.Null:
+                types.setdefault(name, set()).add(dtype)
+    mixed = {name for name, found in types.items() if len(found) > 1 and not all(t.is_temporal() for t in found)}
+    return [f.with_columns(as_text(name, dtype) for name, dtype in f.schema.items() if name in mixed) for f in frames]
 
 
 def drawn(folder: Path, files: Sequence[SourceFile], key: Key, count: int, seed: int) -> Only:

@@ -184,6 +184,37 @@ def test_parquet_and_joint_keys_and_derived_pois(tmp_path: Path) -> None:
     assert frame(dataset, "scenarios")["scenario_id"].to_list() == ["all"]
 
 
+def test_an_id_is_one_id_in_files_that_hold_it_as_different_types(tmp_path: Path) -> None:
+    large = 2**53 + 1  # no float64 holds it
+    (tmp_path / "first.csv").write_text(f"user,item,clicked,time\n1,7,1,1700000000\n2,{large},0,1700000001\n")
+    rows = {"user": [1.0, 2.0], "item": [7, large], "clicked": [True, False], "time": [1_700_000_002, 1_700_000_003]}
+    pl.DataFrame(rows).write_parquet(tmp_path / "second.parquet")
+    pl.DataFrame(rows | {"item": [7.0, None]}).head(1).write_parquet(tmp_path / "third.parquet")
+    file = tmp_path / "m.yaml"
+    file.write_text(
+        "log: [first.csv, second.parquet, third.parquet]\ntime: {unit: seconds}\n"
+        "columns: {user: user, poi: item, time: time, click: clicked}\n"
+    )
+    dataset = load(file)
+    rows_of = frame(dataset, "impressions")
+    assert frame(dataset, "users")["user_id"].sort().to_list() == ["1", "2"]
+    assert frame(dataset, "pois")["poi_id"].sort().to_list() == ["7", str(large)]
+    assert rows_of["click"].to_list() == [1, 0, 1, 1, 0]
+    file.write_text(file.read_text().replace("first.csv, ", ""))
+    assert frame(load(file), "pois")["poi_id"].sort().to_list() == ["7", str(large)], "nor by way of a float"
+
+
+def test_times_of_several_files_keep_their_types(tmp_path: Path) -> None:
+    moments = [datetime(2024, 1, day, 12, tzinfo=UTC) for day in (1, 2)]
+    for name, dtype in (("a", pl.Datetime("ms", "UTC")), ("b", pl.Datetime("us", "UTC"))):
+        pl.DataFrame({"user": ["u"] * 2, "item": ["p"] * 2, "time": pl.Series(moments, dtype=dtype)}).write_parquet(
+            tmp_path / f"{name}.parquet"
+        )
+    file = tmp_path / "m.yaml"
+    file.write_text("log: [a.parquet, b.parquet]\ncolumns: {user: user, poi: item, time: time, click: {constant: 1}}\n")
+    assert frame(load(file), "impressions")["event_timestamp"].unique().sort().to_list() == moments
+
+
 def test_empty_log_is_refused(example: Path, tmp_path: Path) -> None:
     log = tmp_path / "lunches.csv"
     log.write_text(log.read_text().splitlines()[0] + "\n")

@@ -152,6 +152,14 @@ def test_amazon_titles_come_from_metadata_whose_lines_are_python_literals(amazon
     assert pois["name"].to_list() == ["Shampoo, 8 oz", "C1", "C2", "H1"]
 
 
+def test_a_misspelt_column_of_python_literals_is_named(amazon: Path, tmp_path: Path) -> None:
+    shipped = mapping.shipped()["amazon_titles"].read_text()
+    file = tmp_path / "misspelt.yaml"
+    file.write_text(shipped.replace("title", "titel"))
+    with pytest.raises(DataError, match=r"no column 'titel'; did you mean 'title'\?"):
+        mapping.load(mapping.MappingConfig(file=file, folder=amazon))
+
+
 def test_metadata_that_is_code_is_refused_and_not_run(amazon: Path) -> None:
     trap = amazon / "ran"
     public_sets.amazon_metadata(amazon, [[], [], []])
