@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from feature_repo import columns
-from feature_repo.workspace import REPOSITORY, Workspace
+from feature_repo.workspace import REPOSITORY, Workspace, active
 
 EMBEDDED = "embedded"
+PROJECT_VARIABLE = "SCENERANK_PROJECT"  # the workspace's name in registries and online stores; else that of its folder
 
 
 def profiles() -> dict[str, Path]:
@@ -25,18 +28,31 @@ def render(workspace: Workspace, profile: str = EMBEDDED) -> Path:
 
     Raises ValueError for an unknown profile, naming the known ones.
     """
+    return _written(_config(workspace, profile), workspace.feature_store_yaml)
+
+
+def _config(workspace: Workspace, profile: str) -> dict[str, Any]:
     known = profiles()
     if profile not in known:
         raise ValueError(f"no store profile {profile!r}; there are {', '.join(known)}")
     config: dict[str, Any] = yaml.safe_load(known[profile].read_text())
-    config["project"] = workspace.root.name.replace("-", "_")
-    if config["registry"]["path"].startswith("sqlite:///"):
+    config["project"] = os.environ.get(PROJECT_VARIABLE) or workspace.root.name.replace("-", "_")
+    if _own_registry(config):
         config["registry"]["path"] = f"sqlite:///{workspace.root / 'registry.db'}"
     if "path" in config["online_store"]:
         config["online_store"]["path"] = str(workspace.root / "online.db")
-    workspace.root.mkdir(parents=True, exist_ok=True)
-    workspace.feature_store_yaml.write_text(yaml.safe_dump(config, sort_keys=False))
-    return workspace.feature_store_yaml
+    return config
+
+
+def _written(config: Mapping[str, Any], file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    return file
+
+
+def _own_registry(config: Mapping[str, Any]) -> bool:
+    """Whether the registry is a file of the workspace, and not a database that others may use too."""
+    return bool(config["registry"]["path"].startswith("sqlite:///"))
 
 
 def open_store(workspace: Workspace) -> Any:
@@ -49,11 +65,33 @@ def open_store(workspace: Workspace) -> Any:
 
 
 def apply(workspace: Workspace, profile: str = EMBEDDED) -> Any:
-    """Register every definition; services of older bundles stay. Returns the store."""
+    """Register every definition; services of older bundles stay. Returns the store.
+
+    Raises ValueError for an unknown profile, and where a shared registry has another workspace under this one's name.
+    """
+    config = _config(workspace, profile)
+    if not _own_registry(config):
+        _refuse_name_of_another(config)
     render(workspace, profile)
     store = open_store(workspace)
     store.apply(declared(), partial=True)
     return store
+
+
+def _refuse_name_of_another(config: Mapping[str, Any]) -> None:
+    """Two workspaces of one name would overwrite each other's definitions and online values."""
+    from feast import FeatureStore
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = FeatureStore(fs_yaml_file=_written(config, Path(folder) / "feature_store.yaml"))
+        sources = store.registry.list_data_sources(store.project, allow_cache=False)
+    root = active().root  # whose tables the definitions read
+    files = [Path(path) for source in sources if (path := getattr(source, "path", None))]
+    if others := [file.parent for file in files if root not in file.parents]:
+        raise ValueError(
+            f"the registry has a project {store.project!r} already, of another workspace, whose tables are in "
+            f"{os.path.commonpath(others)} and not in {root}: give this one a name of its own by {PROJECT_VARIABLE}"
+        )
 
 
 def declared() -> list[Any]:

@@ -12,7 +12,7 @@ import pytest
 
 from feature_repo import columns
 from feature_repo.datasets.schema import Schema
-from feature_repo.store import open_store
+from feature_repo.store import PROJECT_VARIABLE, open_store
 from feature_repo.workspace import Workspace
 from serving import stages
 from serving.features import FeatureReader
@@ -73,10 +73,29 @@ def test_a_profile_gives_the_values_of_the_embedded_store(city, profile, servers
     assert_same_values(city, store)
 
 
+def test_a_name_that_another_workspace_has_is_refused_until_it_gets_its_own(city, postgres, monkeypatch, tmp_path):
+    for name, value in postgres.items():
+        monkeypatch.setenv(name, value)
+    first, second = (Workspace(tmp_path / folder / "of-lunches") for folder in ("a", "b"))
+    stages.apply(first, "postgres")
+    stages.apply(first, "postgres")
+    before = open_store(first).get_data_source("pois").path
+    monkeypatch.setattr("feature_repo.store.active", lambda: second)  # as in the process of another workspace
+    with pytest.raises(ValueError, match=r"has a project 'of_lunches' already.*SCENERANK_PROJECT") as refused:
+        stages.apply(second, "postgres")
+    assert f"are in {city.workspace.root} and not in {second.root}" in str(refused.value)
+    assert open_store(first).get_data_source("pois").path == before
+    assert not second.feature_store_yaml.exists(), "nothing there that could tear down what is not its own"
+    monkeypatch.setenv(PROJECT_VARIABLE, "other_lunches")
+    assert stages.apply(second, "postgres").project == "other_lunches"
+    monkeypatch.delenv(PROJECT_VARIABLE)
+    assert stages.apply(Workspace(tmp_path / "a" / "embedded")).project == "embedded"
+
+
 def test_spark_gives_the_rows_and_the_values_of_the_embedded_store(
     city, redis, postgres, spark, monkeypatch, tmp_path, scenerank
 ):
-    for name, value in {**redis, **postgres, **spark}.items():
+    for name, value in {**redis, **postgres, **spark, PROJECT_VARIABLE: "on_spark"}.items():
         monkeypatch.setenv(name, value)
     # Definitions that read Spark's sources need a process of their own.
     project = Project(city.root, Workspace(tmp_path / city.workspace.root.name))
