@@ -158,8 +158,8 @@ class Access:
     root_certificate: bytes | None = None
     tls: bool = False
     certificate: bytes | None = None
-    key: bytes | None = None
-    token: str | None = None
+    key: bytes | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
     timeout_seconds: float = 5.0
 
     def __post_init__(self) -> None:

@@ -198,7 +198,7 @@ def embed(workspace: Workspace, options: EmbedOptions, report: Report) -> bool:
         versions=[config.version(space) for space in columns.KNOWLEDGE],
         sources=state_of(workspace.sources.glob("*.parquet")),
         wanted=state_of(wanted.folder(workspace).glob("*.jsonl")),
-        code=code_of("trainers/language", "feature_repo/scenes.py"),
+        code=code_of("trainers/language", "feature_repo"),  # helpers of scene features may stand anywhere
     )
     if stamp.fresh:
         return False

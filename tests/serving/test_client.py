@@ -7,7 +7,7 @@ from datetime import datetime
 import grpc
 import pytest
 
-from serving.client import Asker, AsyncRecommender, Wish, violations
+from serving.client import Access, Asker, AsyncRecommender, Recommender, Wish, violations
 
 
 def test_the_asyncio_client_gets_the_same_answers(running, client, asker, poi_ids):
@@ -33,8 +33,6 @@ def test_violations_of_an_asyncio_call(running, asker):
 
 
 def test_other_errors_have_no_violations(asker):
-    from serving.client import Access, Recommender
-
     with Recommender("127.0.0.1:1", Access(timeout_seconds=1)) as nobody, pytest.raises(grpc.RpcError) as caught:
         nobody.rank(asker, ["a"])
     assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -49,3 +47,8 @@ def test_what_is_not_said_is_not_sent():
 def test_a_time_without_a_zone_is_refused(asker):
     with pytest.raises(ValueError, match="has no zone"):
         replace(asker, time=datetime(2024, 1, 1)).message()
+
+
+def test_what_is_secret_is_not_shown() -> None:
+    access = Access(root_certificate=b"public", certificate=b"mine", key=b"secret key", token="secret-token")
+    assert "secret" not in repr(access) and "public" in repr(access)
