@@ -251,7 +251,7 @@ class Pipeline:
                 keeper.answered(request.context, context, reading)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
         ordered, propensities = self._order(scores, reading.poi_statuses, answer_id)
-        candidates, best = tuple(poi_ids[i] for i in ordered), ordered[:limit]
+        candidates, best = tuple(poi_ids[i] for i in ordered.tolist()), ordered[:limit]
         return Ranking(
             candidates=candidates,
             poi_ids=candidates[:limit],
