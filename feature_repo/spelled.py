@@ -10,10 +10,11 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from importlib.util import resolve_name
 from symtable import SymbolTable, symtable
 
 
@@ -39,7 +40,7 @@ def spelled(function: Callable[..., object]) -> str:
             waiting.append((f"{module}.{name}", rest))
         for node in defining:
             if isinstance(node, ast.Import | ast.ImportFrom):
-                waiting.append(_origin(node, name, rest))
+                waiting.append(_origin(module, node, name, rest))
             else:
                 waiting += [(module, read) for read in _paths(node)]
                 found[module, name] = "\n".join(_read(module).source_of(node) for node in defining)
@@ -61,12 +62,15 @@ class _Module:
 @cache
 def _read(module: str) -> _Module:
     file = getattr(sys.modules.get(module), "__file__", None)
-    text = Path(file).read_text() if file else ""
+    text = ""
+    if file:
+        with tokenize.open(file) as source:
+            text = source.read()
     tree, defining = ast.parse(text), dict[str, list[ast.stmt]]()
     for node in tree.body:
         for name in _bound(node):
             defining.setdefault(name, []).append(node)
-    return _Module(text.splitlines(), tree, defining)
+    return _Module(text.split("\n"), tree, defining)
 
 
 def _written(function: Callable[..., object]) -> list[ast.stmt | ast.expr]:
@@ -77,20 +81,30 @@ def _written(function: Callable[..., object]) -> list[ast.stmt | ast.expr]:
 
 
 def _bound(node: ast.stmt) -> set[str]:
-    """The names that a statement gives a meaning."""
+    """The names that a statement gives a meaning, or a part of it: an entry of a table, or a call of its methods."""
     match node:
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
             return {name}
         case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
             return {alias.asname or alias.name.partition(".")[0] for alias in aliases}
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    changed = [n for n in ast.walk(node) if isinstance(getattr(n, "ctx", None), ast.Store)]
+    changed += [n.value.func for n in ast.walk(node) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
+    return {owner for n in changed if (owner := _owner(n))}
 
 
-def _origin(node: ast.Import | ast.ImportFrom, name: str, rest: str) -> tuple[str, str]:
+def _owner(node: ast.AST) -> str | None:
+    """`table` of `table`, `table[key]`, `table.update`."""
+    while isinstance(node, ast.Subscript | ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def _origin(module: str, node: ast.Import | ast.ImportFrom, name: str, rest: str) -> tuple[str, str]:
     """The module that an imported name comes from, and its path there."""
     alias = next(a for a in node.names if name in (a.asname, a.name.partition(".")[0]))
     if isinstance(node, ast.ImportFrom):
-        return node.module or "", f"{alias.name}.{rest}".rstrip(".")
+        origin = resolve_name("." * node.level + (node.module or ""), sys.modules[module].__package__)
+        return origin, f"{alias.name}.{rest}".rstrip(".")
     return alias.name if alias.asname else name, rest
 
 

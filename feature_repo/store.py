@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,11 @@ def _refuse_name_of_another(config: Mapping[str, Any]) -> None:
         sources = store.registry.list_data_sources(store.project, allow_cache=False)
     root = active().root  # whose tables the definitions read
     files = [Path(path) for source in sources if (path := getattr(source, "path", None))]
-    if others := [file.parent for file in files if root not in file.parents]:
+    if files and not any(root in file.parents for file in files):  # some may lie elsewhere, all of them do not
+        (other, _), *_ = Counter(file.parent for file in files).most_common()
         raise ValueError(
             f"the registry has a project {store.project!r} already, of another workspace, whose tables are in "
-            f"{os.path.commonpath(others)} and not in {root}: give this one a name of its own by {PROJECT_VARIABLE}"
+            f"{other} and not below {root}: give this one a name of its own by {PROJECT_VARIABLE}"
         )
 
 

@@ -90,7 +90,11 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
         """Who follows what is agreed on finds no moment between a change and its word."""
         with self._live.changing():
             change()
-            self._changed()
+            try:
+                self._changed()
+            except BaseException:  # the others would never hear of it
+                self._live.roll_back()
+                raise
 
     def _cast(self, load: Callable[[], Pipeline], share: float) -> None:
         with self._live.changing():

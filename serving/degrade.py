@@ -30,7 +30,7 @@ from trainers.rows import Rows
 log = logging.getLogger(__name__)
 SCENE = "scene"
 KEPT = 0.9  # share of the mean of a stage's times that one more leaves as it was
-HALVED_S = 1.0  # in which a mean that nothing was added to loses half of that share
+HALVED_S = 1.0  # in which a mean that nothing was added to loses half of that share, where the next time is shorter
 SAFETY = 1.5  # a stage is begun if its mean time fits so many times into what is left
 REST_S = 1.0  # between rehearsals
 REST = 9.0  # and so many times what the last one took: a tenth of a core
@@ -134,7 +134,8 @@ class Pace:
         size, seconds = (stage, rows.bit_length()), now - started
         with self._lock:
             mean_s, then = self._means.get(size, (seconds, now))
-            kept = KEPT * 0.5 ** (max(now - then, 0.0) / HALVED_S)
+            # What is slow once after a rest may have been cold; what is fast is fast.
+            kept = KEPT * (0.5 ** (max(now - then, 0.0) / HALVED_S) if seconds < mean_s else 1.0)
             self._means[size] = kept * mean_s + (1 - kept) * seconds, now
 
     def needs_s(self, stages: Sequence[str], rows: int) -> float:

@@ -119,7 +119,9 @@ class StoreGuard:
     def _failed(self, error: StoreUnavailable | None) -> None:
         with self._lock:
             if self._failed_at is None:
-                log.warning("%s; answers go on without it", error or "the online store does not answer in time")
+                said = error or "the online store does not answer in time"
+                cause = error and error.__cause__  # in full: it may be a fault that no waiting mends
+                log.warning("%s; answers go on without it", said, exc_info=cause)
             self._failed_at, self._trying = time.monotonic(), False
 
     def _untried(self) -> None:

@@ -105,6 +105,7 @@ def reserved(address: str) -> socket.socket:
     shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a server that has stopped linger
     shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     shared.bind(place)
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # else it hides from the next one who looks
     return shared
 
 

@@ -66,14 +66,18 @@ def read(
 def _alike(frames: Sequence[pl.DataFrame]) -> list[pl.DataFrame]:
     """A column that files hold as different types becomes text in each: 1 of the one and 1.0 of the other are one id.
 
-    Times are left as they are, and so is a column that is empty in a file.
+    Times and lists are left as they are, and so is a column that is empty in a file.
     """
     types: dict[str, set[pl.DataType]] = {}
     for frame in frames:
         for name, dtype in frame.schema.items():
             if dtype != pl.Null:
                 types.setdefault(name, set()).add(dtype)
-    mixed = {name for name, found in types.items() if len(found) > 1 and not all(t.is_temporal() for t in found)}
+    mixed = {
+        name
+        for name, found in types.items()
+        if len(found) > 1 and not all(t.is_temporal() for t in found) and not any(t.is_nested() for t in found)
+    }
     return [f.with_columns(as_text(name, dtype) for name, dtype in f.schema.items() if name in mixed) for f in frames]
 
 

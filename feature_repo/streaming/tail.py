@@ -27,8 +27,8 @@ class FileTail:
     A file that was renamed, and whose place another has taken, is read on until there is something in a newer one, for
     its writer may keep it open. Then come the newer ones, oldest first by the time of their last change, as long as
     they lie in the same folder and are named after it (`clicks.jsonl.1`, `clicks.jsonl-20260301`). So it is after a
-    restart. Reading begins with the oldest of them, also where the file that was being read is gone. One that was cut
-    short is read from its beginning.
+    restart. A line that is written late may bring its file once more. Reading begins with the oldest of them, also where
+    the file that was being read is gone. One that was cut short is read from its beginning.
 
     A position is inode, offset and a hash of the file's first line: a later file may have the inode of a lost one.
     """
@@ -36,6 +36,7 @@ class FileTail:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._file: BinaryIO | None = None
+        self._left: tuple[int, int] | None = None  # its age when another was found in its place
 
     @property
     def name(self) -> str:
@@ -88,8 +89,10 @@ class FileTail:
         held = None if self._file is None else os.fstat(self._file.fileno())
         if held is not None and last is not None and held.st_ino == last.st_ino:
             return None
+        if held is not None and self._left is None:
+            self._left = _age(held)
         renamed = [path for path in self._named_alike() if RENAMED.fullmatch(path.name[len(self.path.name) :])]
-        files = [(path, found) for path in renamed if (found := _state(path)) is not None and _newer(found, held)]
+        files = [(path, found) for path in renamed if (found := _state(path)) is not None and self._comes_after(found)]
         files.sort(key=lambda file: _age(file[1]))
         if last is not None:
             files.append((self.path, last))
@@ -100,10 +103,15 @@ class FileTail:
         found = self.path.parent.glob(f"{escape(self.path.name)}*")
         return sorted(found, key=lambda path: (len(path.name), path.name))
 
+    def _comes_after(self, found: os.stat_result) -> bool:
+        if self._file is None or self._left is None:
+            return True
+        return found.st_ino != os.fstat(self._file.fileno()).st_ino and _age(found) > self._left
+
     def _close(self) -> None:
         if self._file is not None:
             self._file.close()
-            self._file = None
+        self._file, self._left = None, None
 
 
 def _whole_lines(file: BinaryIO, most: int) -> list[Message]:
@@ -155,10 +163,6 @@ def _opened(path: Path, inode: int) -> BinaryIO | None:
             return file
         file.close()
     return None
-
-
-def _newer(found: os.stat_result, held: os.stat_result | None) -> bool:
-    return held is None or (found.st_ino != held.st_ino and _age(found) > _age(held))
 
 
 def _age(found: os.stat_result) -> tuple[int, int]:

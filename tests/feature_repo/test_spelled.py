@@ -20,9 +20,14 @@ FILES = {
 import math as numbers
 from tried_moods import tables
 from tried_moods.bands import band as banded
+from .units import SCALE
 LOWEST = HIGHEST = 3
 def mood(x):
     return banded(min(x, LOWEST), tables.BORDERS)
+def filled(x):
+    return tables.FILLED[x], near(x)
+def near(x):
+    return SCALE - x
 def shade(tables):
     return tables.BORDERS
 other = lambda x: shade(x)
@@ -41,6 +46,11 @@ def scaled(x):
 STEP = 2
 BORDERS = tuple((at, str(at)) for at in range(0, 9, STEP))
 OTHERS = {1: "one"}
+FILLED = {}
+FILLED[0] = "none"
+for at in (1, 2):
+    FILLED[at] = "few"
+FILLED.update({3: "more"})
 """,
     "units.py": "SCALE: int = 10\n",
 }
@@ -96,6 +106,19 @@ def test_what_a_value_is_computed_by_changes_the_text(told: Told, file: str, bef
 )
 def test_nothing_else_does(told: Told, function: str, file: str, before: str, after: str) -> None:
     assert told(function) == told(function, file, before, after)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("tables.py", '"none"', '"no"'),
+        ("tables.py", '"few"', '"a few"'),
+        ("tables.py", '"more"', '"many"'),
+        ("units.py", "= 10", "= 20"),  # by an import that is relative
+    ],
+)
+def test_a_table_that_is_filled_later_is_read_whole(told: Told, file: str, before: str, after: str) -> None:
+    assert told("filled") != told("filled", file, before, after)
 
 
 def test_a_lambda_rests_on_what_it_names(told: Told) -> None:

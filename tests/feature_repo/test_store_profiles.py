@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 import pytest
+from feast import FileSource
 
 from feature_repo import columns
 from feature_repo.datasets.schema import Schema
@@ -77,13 +78,14 @@ def test_a_name_that_another_workspace_has_is_refused_until_it_gets_its_own(city
     for name, value in postgres.items():
         monkeypatch.setenv(name, value)
     first, second = (Workspace(tmp_path / folder / "of-lunches") for folder in ("a", "b"))
-    stages.apply(first, "postgres")
+    store = stages.apply(first, "postgres")
+    store.apply(FileSource(name="my weather", path="/elsewhere/weather.parquet", timestamp_field="time"))
     stages.apply(first, "postgres")
     before = open_store(first).get_data_source("pois").path
     monkeypatch.setattr("feature_repo.store.active", lambda: second)  # as in the process of another workspace
     with pytest.raises(ValueError, match=r"has a project 'of_lunches' already.*SCENERANK_PROJECT") as refused:
         stages.apply(second, "postgres")
-    assert f"are in {city.workspace.root} and not in {second.root}" in str(refused.value)
+    assert f"are in {city.workspace.sources} and not below {second.root}" in str(refused.value)
     assert open_store(first).get_data_source("pois").path == before
     assert not second.feature_store_yaml.exists(), "nothing there that could tear down what is not its own"
     monkeypatch.setenv(PROJECT_VARIABLE, "other_lunches")

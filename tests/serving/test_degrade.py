@@ -278,6 +278,17 @@ def test_what_was_measured_long_ago_counts_for_less(monkeypatch):
         assert pace.needs_s(("score",), 200) == pytest.approx(1.5 * mean_s)
 
 
+def test_one_slow_answer_after_a_rest_counts_a_tenth(monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(degrade, "time", clock)
+    pace = Pace(knows_scenes=True)
+    for pause_s, took_s in ((0, 0.02), (60, 0.12)):
+        clock.now += pause_s
+        with pace.timed("score", 200):
+            clock.now += took_s
+    assert pace.needs_s(("score",), 200) == pytest.approx(1.5 * (0.9 * 0.02 + 0.1 * 0.12))
+
+
 def test_the_first_rung_that_fits_is_taken_whatever_those_below_it_took():
     pace = Pace(knows_scenes=True)
     with pace.timed("score without scene", 200):

@@ -115,6 +115,11 @@ def test_an_address_that_is_taken_is_an_error() -> None:
             processes.reserved(f"127.0.0.1:{taken.getsockname()[1]}")
 
 
+def test_an_address_that_others_are_about_to_share_is_an_error() -> None:
+    with processes.reserved("127.0.0.1:0") as first, pytest.raises(OSError, match="in use"):
+        processes.reserved(f"127.0.0.1:{first.getsockname()[1]}")
+
+
 def test_an_address_is_free_while_connections_of_a_server_that_stopped_linger() -> None:
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
@@ -225,6 +230,16 @@ def told(live: Live, load: Callable[[str], Pipeline], path: Path, name: str, bef
         agreement.say(path, Agreed(live.name, agreement.version_of(live.current)))
 
     AdminServicer(live, load, changed).Reload(admin_pb2.ReloadRequest(bundle=name), cast(grpc.ServicerContext, None))
+
+
+def test_a_change_that_the_others_cannot_be_told_is_taken_back(live: Live, load: Callable[[str], Pipeline]) -> None:
+    def full() -> None:
+        raise OSError("no space left on device")
+
+    before = live.current
+    with pytest.raises(OSError, match="no space left"):
+        AdminServicer(live, load, full)._have_answer(lambda: live.reload(lambda: load("ple"), "ple"))
+    assert (live.current, live.name) == (before, "larr")
 
 
 def test_a_follower_that_looks_before_a_change_is_told_leaves_it(

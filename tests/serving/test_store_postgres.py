@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from feature_repo.stores.packed import StoreUnavailable
 from feature_repo.workspace import Workspace
@@ -100,7 +101,7 @@ def test_what_clients_raise_where_nobody_answers_says_that_the_store_is_away(err
         online.fetch(Failing(error), [VIEW], {"user_id": ["u1"]}, None)
 
 
-@pytest.mark.parametrize("error", [psycopg.ProgrammingError(), KeyError("user_profile")])
+@pytest.mark.parametrize("error", [psycopg.ProgrammingError(), ResponseError(), KeyError("user_profile")])
 def test_what_is_no_fault_of_the_store_is_told_as_it_is(error):
     with pytest.raises(type(error)):
         online.fetch(Failing(error), [VIEW], {"user_id": ["u1"]}, None)

@@ -101,11 +101,9 @@ def candidates(workspace: Workspace, model: str = SMOLLM2.name) -> tuple[Candida
 
 def hold_out_of(workspace: Workspace) -> HoldOut | None:
     """What the tuned models of a workspace that are there to be tested hold out; None where there is none."""
-    for token in (False, True):
-        note = Provenance.read(run_folder(workspace, tested=True, token=token) / "model")
-        if note:
-            return _hold_out(note)
-    return None
+    runs = [run_folder(workspace, tested=True, token=token) for token in (False, True)]
+    notes = (Provenance.read(run / "model") for run in (*runs, pretrain.folder(workspace, tested=True)))
+    return next((_hold_out(note) for note in notes if note), None)
 
 
 def probe(

@@ -11,7 +11,7 @@ import pytest
 from feast.driver_test_data import create_orders_df
 
 from feature_repo import columns
-from feature_repo.datasets import mapping
+from feature_repo.datasets import mapping, tables
 from feature_repo.datasets.schema import DataError, Dataset
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "mapping.md"
@@ -202,6 +202,16 @@ def test_an_id_is_one_id_in_files_that_hold_it_as_different_types(tmp_path: Path
     assert rows_of["click"].to_list() == [1, 0, 1, 1, 0]
     file.write_text(file.read_text().replace("first.csv, ", ""))
     assert frame(load(file), "pois")["poi_id"].sort().to_list() == ["7", str(large)], "nor by way of a float"
+
+
+def test_lists_of_several_files_are_left_as_they_are() -> None:
+    empty, full = pl.DataFrame({"tags": [[]], "id": [1]}), pl.DataFrame({"tags": [["x", "y"]], "id": ["1"]})
+    alike = tables._alike([empty, full])
+    assert [frame.schema["tags"] for frame in alike] == [empty.schema["tags"], full.schema["tags"]]
+    assert pl.concat(alike, how="diagonal_relaxed").to_dicts() == [
+        {"tags": [], "id": "1"},
+        {"tags": ["x", "y"], "id": "1"},
+    ]
 
 
 def test_times_of_several_files_keep_their_types(tmp_path: Path) -> None:

@@ -100,6 +100,22 @@ def test_other_files_of_that_name_are_none_of_this_log(tmp_path):
     assert {line for _ in range(4) for line in texts(tail)} == {"x", "-20260301", ".2026-03-02_10-00-00"}
 
 
+def test_a_late_line_in_a_renamed_file_takes_no_later_file_out_of_the_order(tmp_path):
+    path = tmp_path / "clicks.jsonl"
+    append(path, "one\n")
+    tail = FileTail(path)
+    assert texts(tail) == ["one"]
+    os.rename(path, f"{path}.1")
+    assert texts(tail) == []  # seen to be renamed
+    append(path, "three\n")
+    os.rename(f"{path}.1", f"{path}.2")
+    os.rename(path, f"{path}.1")
+    append(path, "four\n")
+    append(path.with_name("clicks.jsonl.2"), "two\n")  # its writer had kept it open
+    lines = [line for _ in range(6) for line in texts(tail)]
+    assert [line for line in dict.fromkeys(lines) if line != "one"] == ["two", "three", "four"]  # some come twice
+
+
 @pytest.mark.parametrize("created", [False, True], ids=["before there is another", "while the other is empty"])
 def test_what_is_written_to_a_renamed_file_is_read(tmp_path, created):
     path = tmp_path / "clicks.jsonl"

@@ -176,6 +176,12 @@ def test_candidates_are_what_was_tuned_here(tmp_path: Path) -> None:
     untuned = ["raw, last token", "raw, mean", "raw, one word", "all-MiniLM-L6-v2"]
     assert [c.name for c in candidates(workspace)] == untuned
     assert hold_out_of(workspace) is None
+    alone = Workspace(tmp_path / "alone")
+    held_out: dict[str, Any] = {"corpus": {"hold_out": {"pois": 0.2}}}
+    (alone.language / "pretrain-held-out" / "model").mkdir(parents=True)
+    note = Provenance(stage="pretrain", base="b", available_at=datetime(2026, 3, 3, tzinfo=UTC), config=held_out)
+    note.write(alone.language / "pretrain-held-out" / "model")
+    assert hold_out_of(alone) == HoldOut(pois=0.2)
     for run in ("pretrain", "pretrain-held-out", "contrast-held-out-token"):
         stage = run.split("-")[0]
         model = tmp_path / "language" / run / "model"
