@@ -130,5 +130,4 @@ def empty(store: Any, name: str) -> None:
 
 def tear_down(store: Any) -> None:
     """Remove every online value; the registry stays."""
-    views = [*store.list_batch_feature_views(), *store.list_on_demand_feature_views()]
-    store._get_provider().teardown_infra(store.project, views, store.list_entities())
+    store._get_provider().teardown_infra(store.project, store.list_batch_feature_views(), store.list_entities())

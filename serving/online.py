@@ -22,9 +22,9 @@ from feast.types import from_feast_to_pyarrow_type
 
 from feature_repo.stores.packed import Columns, PackedOnlineStore, Plan, StoreUnavailable
 
-# What clients of stores raise where nobody answers: errors of connections, which Redis has under these names too, and the
-# two that PEP 249 gives every client of a database. They go by their names: of all the clients that Feast knows, the one
-# in use is installed.
+# What clients of stores raise where nobody answers: errors of connections, which Redis has under these names too, and
+# the two that PEP 249 gives every client of a database. They go by their names: of all the clients that Feast knows,
+# the one in use is installed.
 CONNECTIONS = ("OSError", "ConnectionError", "TimeoutError", "BusyLoadingError")
 AWAY = frozenset({*CONNECTIONS, "OperationalError", "InterfaceError"})
 

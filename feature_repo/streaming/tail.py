@@ -27,8 +27,8 @@ class FileTail:
     A file that was renamed, and whose place another has taken, is read on until there is something in a newer one, for
     its writer may keep it open. Then come the newer ones, oldest first by the time of their last change, as long as
     they lie in the same folder and are named after it (`clicks.jsonl.1`, `clicks.jsonl-20260301`). So it is after a
-    restart. A line that is written late may bring its file once more. Reading begins with the oldest of them, also where
-    the file that was being read is gone. One that was cut short is read from its beginning.
+    restart. A line that is written late may bring its file once more. Reading begins with the oldest of them, also
+    where the file that was being read is gone. One that was cut short is read from its beginning.
 
     A position is inode, offset and a hash of the file's first line: a later file may have the inode of a lost one.
     """

@@ -74,6 +74,30 @@ def test_a_profile_gives_the_values_of_the_embedded_store(city, profile, servers
     assert_same_values(city, store)
 
 
+@pytest.mark.parametrize(("profile", "servers"), [("embedded", []), ("redis", ["redis"]), ("postgres", ["postgres"])])
+def test_other_data_find_an_empty_online_store(city, profile, servers, request, monkeypatch, tmp_path):
+    for server in servers:
+        for name, value in request.getfixturevalue(server).items():
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv(PROJECT_VARIABLE, "emptied")
+    workspace = Workspace(tmp_path / "emptied")
+    store = stages.apply(workspace, profile)
+    end = Schema.load(city.workspace.schema).split.end
+    poi_id = pq.read_table(city.workspace.source("pois"), columns=[columns.POI_ID])[columns.POI_ID][0].as_py()
+
+    def category() -> str | None:
+        rows = [{columns.POI_ID: poi_id}]
+        found = open_store(workspace).get_online_features([f"poi_profile:{columns.CATEGORY}"], rows).to_dict()
+        return found[columns.CATEGORY][0]
+
+    with stages.quiet():
+        store.materialize(stages.BEGINNING, end, ["poi_profile"])
+        assert category() is not None
+        stages._forget_online(workspace)
+        stages.apply(workspace, profile)
+        assert category() is None
+
+
 def test_a_name_that_another_workspace_has_is_refused_until_it_gets_its_own(city, postgres, monkeypatch, tmp_path):
     for name, value in postgres.items():
         monkeypatch.setenv(name, value)
