@@ -80,8 +80,9 @@ class Findings:
 
 
 def analyse(experiment: Experiment, store: Store) -> Findings:
-    """Raises ValueError where a cell was not computed."""
+    """Raises ValueError where a cell was not computed, or cells read different weights of a model of one name."""
     results = {arm: [computed(store.result(cell), cell) for cell in cells] for arm, cells in experiment.cells.items()}
+    _refuse_mixed([result for of in results.values() for result in of])
     rows = [
         _row(experiment, arm, at, metric, [value(result, at, metric) for result in results[arm]])
         for at in experiment.slices
@@ -98,6 +99,18 @@ def analyse(experiment: Experiment, store: Store) -> Findings:
     costs = tuple(cost(arm, results[arm]) for arm in experiment.arms)
     facts = experiment.facts(store.places) if experiment.facts else {}
     return Findings(rows=tuple(rows), differences=tuple(differences), costs=costs, facts=facts)
+
+
+def _refuse_mixed(results: Sequence[Result]) -> None:
+    read: dict[tuple[str, str], str] = {}
+    for result in results:
+        for model, spaces in result.language_models.items():
+            for space, version in spaces.items():
+                if read.setdefault((model, space), version) != version:
+                    raise ValueError(
+                        f"some cells read the {space} of {model} in version {version}, others in "
+                        f"{read[model, space]}: remove those of one version from the cells and run the command again"
+                    )
 
 
 def value(result: Result, at: str, metric: str) -> float | None:

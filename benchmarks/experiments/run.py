@@ -141,7 +141,9 @@ def compute_cell(cell: Cell, places: Places) -> None:
     """The work of one process of a pool: a cell from its world to its files."""
     from benchmarks.experiments.compute import compute
 
-    Store(places).keep(cell, *compute(cell, places))
+    result, scores = compute(cell, places)
+    resamples.path(cell, places).unlink(missing_ok=True)  # of the scores that were there before
+    Store(places).keep(cell, result, scores)
 
 
 def resample(cell: Cell, places: Places) -> None:

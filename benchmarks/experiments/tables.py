@@ -50,11 +50,11 @@ def write(experiment: Experiment, findings: Findings, about: About, places: Plac
 
     text = markdown(experiment, findings, about)
     content = rounded({"about": to_plain(about), **to_plain(findings)})
-    write_json(places.results / f"{experiment.name}.json", content)
     with staged(places.results / f"{experiment.name}.png") as file:
         draw(experiment, findings, file)
     with staged(places.results / f"{experiment.name}.md") as file:
         file.write_text(text)
+    write_json(places.results / f"{experiment.name}.json", content)  # the last one: it says that all are there
     return text
 
 

@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 
-from benchmarks.experiments import run, tables, worlds
+from benchmarks.experiments import resamples, run, tables, worlds
+from benchmarks.experiments.analysis import _refuse_mixed
 from benchmarks.experiments.cells import Cell, Store
 from benchmarks.experiments.city import AskedCity, CityWorld, Scale, unaligned
 from benchmarks.experiments.experiment import Comparison, Experiment
@@ -91,6 +92,22 @@ def test_a_lost_cell_is_computed_again_and_no_other(options):
     tables_of = {"small.json", "small.md", "small.png"}
     assert {name for name in after if after[name] != before[name]} == {f"{lost.hash}.json", *tables_of}
     assert Store(options.places).result(lost).metrics == result.metrics
+
+
+def test_replicates_of_earlier_scores_go_with_them(options):
+    again, places = cell(LARR, 0), options.places
+    before = resamples.path(again, places).read_bytes()
+    run.compute_cell(again, places)
+    assert not resamples.path(again, places).exists()
+    run.resample(again, places)
+    assert resamples.path(again, places).read_bytes() == before
+
+
+def test_weights_of_one_name_and_two_versions_make_no_table(options):
+    one = Store(options.places).result(cell(LARR, 0))
+    results = [replace(one, language_models={"tuned": {"poi_text": version}}) for version in ("aaaa", "bbbb")]
+    with pytest.raises(ValueError, match="poi_text of tuned in version bbbb, others in aaaa"):
+        _refuse_mixed(results)
 
 
 def test_a_table_of_other_seeds_is_another_one(options):
