@@ -28,6 +28,8 @@ from typing import IO, Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Programs that are started as another user are forked: what gRPC does then in the child now and then crashes it.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ["PYTHONFAULTHANDLER"] = "1"  # a program that is ended because it hangs says where
 os.environ["COLUMNS"] = "200"  # nothing that is printed is cut to a narrow terminal
 

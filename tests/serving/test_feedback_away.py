@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -47,7 +48,8 @@ class Database:
         """To the server and to all of its processes."""
         main = psutil.Process(int((Path(self._data) / "postmaster.pid").read_text().split()[0]))
         for process in (main, *main.children()):
-            process.send_signal(number)
+            with suppress(psutil.NoSuchProcess):  # its processes come and go
+                process.send_signal(number)
 
 
 @pytest.fixture
