@@ -58,6 +58,7 @@ def configure(form: LogFormat, level: LogLevel) -> None:
     handler.setFormatter(JsonFormatter() if form is LogFormat.JSON else logging.Formatter(TEXT))
     logging.basicConfig(level=max(logging.INFO, level_of(level)), handlers=[handler], force=True)
     logging.getLogger("serving").setLevel(level_of(level))
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # of instructions that it looked for and did not find
 
 
 def level_of(level: LogLevel) -> int:
