@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, time
@@ -18,7 +17,7 @@ from pathlib import Path
 import duckdb
 
 from feature_repo import columns
-from feature_repo.files import state_of
+from feature_repo.files import state_of, write_whole
 
 NOTE = "counted.json"
 # All that any statistic depends on.
@@ -42,9 +41,7 @@ class Counted:
     files: Mapping[str, list[int]]
 
     def save(self, folder: Path) -> None:
-        staged = folder / f".{NOTE}"
-        staged.write_text(json.dumps(asdict(self)))
-        os.replace(staged, folder / NOTE)
+        write_whole(folder / NOTE, json.dumps(asdict(self)))
 
 
 def before(folder: Path, made_by: str) -> Counted | None:

@@ -1,4 +1,4 @@
-"""Files on disk: a finished folder in the place of another one, all or nothing; and how a changed file is known."""
+"""Files on disk: a finished file or folder in the place of another, all or nothing; and how a changed one is known."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2(2): names are paths; the two
 def state_of(files: Iterable[Path]) -> dict[str, list[int]]:
     """Name -> size and time of the last change. Raises FileNotFoundError for a file that is not there."""
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file with this text, or what was there before: never a part of it. Its folder must be there."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging.write_text(text)
+    os.replace(staging, path)
 
 
 @contextmanager

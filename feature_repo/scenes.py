@@ -52,6 +52,11 @@ class SceneFeature:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def fingerprints(schema: Schema) -> dict[str, str]:
+    """Feature -> fingerprint, of the features that a data set has."""
+    return {feature.name: feature.fingerprint() for feature in features_of(schema)}
+
+
 def daypart_of_hour(hour: int) -> str:
     """The part of the day of a local hour, 0..23; also a key of statistics."""
     borders = ((5, "night"), (11, "morning"), (14, "lunch"), (17, "afternoon"), (22, "evening"), (24, "night"))

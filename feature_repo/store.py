@@ -73,7 +73,7 @@ def apply(workspace: Workspace, profile: str = EMBEDDED) -> Any:
     config = _config(workspace, profile)
     if not _own_registry(config):
         _refuse_name_of_another(config)
-    render(workspace, profile)
+    _written(config, workspace.feature_store_yaml)
     store = open_store(workspace)
     store.apply(declared(), partial=True)
     return store

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from feature_repo.files import write_whole
 from serving.live import Changing, Live
 from serving.pipeline import Pipeline
 
@@ -34,9 +35,7 @@ class Agreed:
 
 def say(path: Path, agreed: Agreed) -> None:
     """Let all know."""
-    staging = path.with_name(f"{path.name}.{os.getpid()}")
-    staging.write_text(json.dumps(asdict(agreed)))
-    os.replace(staging, path)
+    write_whole(path, json.dumps(asdict(agreed)))
 
 
 def said(path: Path) -> Agreed | None:

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from feature_repo.files import write_whole
 from feature_repo.workspace import REPOSITORY
 from serving.online import ServiceMismatch
 from serving.stages import code_of
@@ -74,9 +74,7 @@ class Certificate:
     def save(self, folder: Path) -> Path:
         """Write it into a bundle's folder, whole or not at all."""
         path = folder / CERTIFICATE
-        staging = path.with_suffix(".partial")
-        staging.write_text(json.dumps(to_plain(self), indent=1, ensure_ascii=False) + "\n")
-        os.replace(staging, path)
+        write_whole(path, json.dumps(to_plain(self), indent=1, ensure_ascii=False) + "\n")
         return path
 
 

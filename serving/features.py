@@ -277,7 +277,7 @@ def _row_column(column: str) -> str:
 
 def check_scenes(fingerprints: Mapping[str, str], schema: Schema, owner: str) -> None:
     """Raises ServiceMismatch if this code computes a scene feature otherwise than when `owner` was trained."""
-    now = {f.name: f.fingerprint() for f in scenes.features_of(schema)}
+    now = scenes.fingerprints(schema)
     for name, trained in fingerprints.items():
         if now.get(name) != trained:
             raise ServiceMismatch(

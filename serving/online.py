@@ -25,8 +25,9 @@ from feature_repo.stores.packed import Columns, PackedOnlineStore, Plan, StoreUn
 # What clients of stores raise where nobody answers: errors of connections, which Redis has under these names too, and
 # the two that PEP 249 gives every client of a database. They go by their names: of all the clients that Feast knows,
 # the one in use is installed.
-CONNECTIONS = ("OSError", "ConnectionError", "TimeoutError", "BusyLoadingError")
-AWAY = frozenset({*CONNECTIONS, "OperationalError", "InterfaceError"})
+AWAY = frozenset(
+    {"OSError", "ConnectionError", "TimeoutError", "BusyLoadingError", "OperationalError", "InterfaceError"}
+)
 
 
 class ServiceMismatch(ValueError):

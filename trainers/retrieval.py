@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from feature_repo import columns, geo
 from feature_repo.datasets.schema import Schema
-from feature_repo.scenes import EVENT_TIME_US, features_of
+from feature_repo.scenes import EVENT_TIME_US, fingerprints
 from trainers import loop
 from trainers.batch import Batch
 from trainers.index import (
@@ -128,7 +128,7 @@ def build(
         sizes=inputs.sizes,
         plan=plan,
         knowledge_versions={} if data.text is None else {data.text.space: data.text.version},
-        scene_fingerprints={f.name: f.fingerprint() for f in features_of(data.schema)},
+        scene_fingerprints=fingerprints(data.schema),
         metrics=hit_rate_report(towers, data, valid, test),
     )
     return IndexArtefact(manifest=manifest, inputs=inputs, tower=towers.query.eval(), index=index, pois=filters)

@@ -59,7 +59,7 @@ def prepare(root: Path, sizes: Sequence[int]) -> None:
         model=recipe.name,
         service=service.name,
         features=references,
-        scene_fingerprints={f.name: f.fingerprint() for f in scenes.features_of(dataset.schema)},
+        scene_fingerprints=scenes.fingerprints(dataset.schema),
         knowledge_versions={space: matrix.version for space, matrix in matrices.items()},
         dataset=dataset.schema.dataset,
         trained_until=split.valid,

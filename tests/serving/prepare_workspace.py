@@ -121,7 +121,7 @@ def write_bundle(workspace: Workspace, store: Any, recipe: recipes.Recipe) -> st
         model=recipe.name,
         service=service.name,
         features=services.feature_references(service),
-        scene_fingerprints={f.name: f.fingerprint() for f in scenes.features_of(schema)},
+        scene_fingerprints=scenes.fingerprints(schema),
         knowledge_versions={space: matrix.version for space, matrix in matrices.items()},
         dataset=schema.dataset,
         trained_until=split.valid,

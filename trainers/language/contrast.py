@@ -20,7 +20,7 @@ import torch
 
 from feature_repo.aggregates import USER_STATE
 from feature_repo.datasets.schema import Schema
-from feature_repo.scenes import features_of
+from feature_repo.scenes import fingerprints
 from feature_repo.workspace import Workspace
 from trainers.language.adapters import LoraConfig, Tunable, add_tokens, layers_of, load, merge_and_save, with_lora
 from trainers.language.clicks import POIS, SPACES, USERS, HeldOut, SpaceText
@@ -128,8 +128,7 @@ def contrast(
     cut = schema.split.train
     tables = {name: sha256(workspace.source(name)) for name in ("impressions", "users", "pois", USER_STATE)}
     base = model_identity(config.model, config.revision)
-    features = {feature.name: feature.fingerprint() for feature in features_of(schema)}
-    decides = {"config": config, "base": base, "cut": cut, "tables": tables, "features": features}
+    decides = {"config": config, "base": base, "cut": cut, "tables": tables, "features": fingerprints(schema)}
     run = Run(folder(workspace, config), decides)
     if run.finished:
         return from_plain(ContrastReport, run.result)

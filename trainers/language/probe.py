@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from feature_repo.datasets.schema import Schema
-from feature_repo.scenes import features_of
+from feature_repo.files import write_whole
+from feature_repo.scenes import fingerprints
 from feature_repo.workspace import Workspace
 from trainers.language import pretrain
 from trainers.language.answers import Number, above, number, purity, r_precision, recall
@@ -123,7 +123,7 @@ def probe(
     folder = workspace.language / "probe"
     folder.mkdir(parents=True, exist_ok=True)
     tables = [sha256(workspace.source(name)) for name in ("impressions", "users", "pois")]
-    features = {feature.name: feature.fingerprint() for feature in features_of(Schema.load(workspace.schema))}
+    features = fingerprints(Schema.load(workspace.schema))
     rows = list(references(questions, config))
     for done, candidate in enumerate(tested):
         progress(f"ask {candidate.name}", done, len(tested))
@@ -132,12 +132,12 @@ def probe(
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if not path.is_file():
             row = Row(name=candidate.name, numbers=answer(candidate.encoder, questions, config))
-            _write(path, json.dumps(to_plain(row)))
+            write_whole(path, json.dumps(to_plain(row)))
         rows.append(from_plain(Row, {**json.loads(path.read_text()), "name": candidate.name}))
     progress("ask", len(tested), len(tested))
     report = ProbeReport(rows=tuple(rows), held_out=questions.held_out)
-    _write(folder / "probe.json", json.dumps({"config": to_plain(config), **to_plain(report)}, indent=1))
-    _write(folder / "probe.md", report.markdown())
+    write_whole(folder / "probe.json", json.dumps({"config": to_plain(config), **to_plain(report)}, indent=1))
+    write_whole(folder / "probe.md", report.markdown())
     return report
 
 
@@ -254,10 +254,3 @@ def _refuse_seen(candidate: Candidate, config: ProbeConfig) -> None:
 def _hold_out(note: Provenance) -> HoldOut:
     of = note.config["pairs"]["clicks"] if note.stage == "contrast" else note.config["corpus"]
     return from_plain(HoldOut, of["hold_out"])
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    staged.write_text(text)
-    os.replace(staged, path)

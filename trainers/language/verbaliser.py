@@ -7,7 +7,6 @@ logits, the mean over a word's tokens; they order the words of one prompt and me
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from feature_repo import columns
+from feature_repo.files import write_whole
 from feature_repo.workspace import Workspace
 from trainers.language.texts import TextError
 
@@ -64,9 +64,7 @@ def words_of(workspace: Workspace, path: Path | None) -> tuple[str, ...]:
         path = _own(workspace)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            staged = path.with_name(f".{path.name}.{os.getpid()}")
-            staged.write_text(_usual_file(workspace))
-            os.replace(staged, path)
+            write_whole(path, _usual_file(workspace))
     if not path.is_file():
         raise TextError(f"{path}: no such file of words; write one word a line")
     lines = (line.strip() for line in path.read_text().splitlines())

@@ -9,8 +9,8 @@ scenario is the t-th:
 
 K, Q and V are linear maps, the same at every place of the order. The unknown scenario stands first: all rows train its
 bottom, and a row of no known scenario needs no other; its tower stays as it was drawn unless some rows of training are
-of no known scenario. The paper's calibrator is left out: it says that a later task
-happens less often than an earlier one, which scenarios do not promise.
+of no known scenario. The paper's calibrator is left out: it says that a later task happens less often than an earlier
+one, which scenarios do not promise.
 
 A row at place t goes through t bottoms and transfers, and no further, so the work grows with the number of scenarios
 (by half of it for scenarios of equal size), and a batch takes as many steps as there are scenarios.
