@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_repo.files import replacing
-from trainers.language.model import ModelError, Provenance, fastest_dtype, model_folder, quiet
+from trainers.language.model import LOADING, ModelError, Provenance, fastest_dtype, model_folder, quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,10 @@ def load(model: str, *, revision: str = "main", models: Path | None = None, full
     # Fused attention in bfloat16 is slow backwards on a CPU; texts here are short enough for the plain one.
     attention = "sdpa" if device == "cuda" else "eager"
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation=attention)
+        with LOADING:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.bfloat16, attn_implementation=attention
+            )
     except ValueError as error:
         raise ModelError(f"{folder} is no causal language model, which alone can be tuned: {error}") from error
     if full or fastest_dtype("auto", device) == "float32":

@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelFor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from trainers.language.encoder import SLOT, EncoderConfig, Pooled
-from trainers.language.model import ModelError, fastest_dtype, quiet, threads_of
+from trainers.language.model import LOADING, ModelError, fastest_dtype, quiet, threads_of
 from trainers.language.token_tree import TokenTree, attend, batch_by_beginning, batch_by_length
 
 TREE = "token_tree"  # the name under which transformers knows our attention
@@ -107,7 +107,8 @@ class LocalModel:
         self._max_tokens = config.max_tokens or BATCH_TOKENS[self._device]
         self._dtype = getattr(torch, fastest_dtype(config.dtype, self._device))
         # AutoModel is the backbone without the vocabulary head, for causal models and sentence encoders alike.
-        self._model: Any = AutoModel.from_pretrained(folder, dtype=self._dtype).to(self._device).eval()
+        with LOADING:
+            self._model: Any = AutoModel.from_pretrained(folder, dtype=self._dtype).to(self._device).eval()
         longest = getattr(self._model.config, "max_position_embeddings", None) or config.max_length
         if config.max_length > longest:
             raise ModelError(f"max_length {config.max_length}: {config.model} reads {longest} tokens; lower it")
@@ -197,7 +198,8 @@ class CausalModel:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.max_tokens = config.max_tokens or BATCH_TOKENS[self.device]
         dtype = getattr(torch, fastest_dtype(config.dtype, self.device))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(config.folder(), dtype=dtype)
+        with LOADING:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(config.folder(), dtype=dtype)
         self.model: Any = loaded.to(self.device).eval()
         end = self.model.generation_config.eos_token_id
         self.ends: list[int] = end if isinstance(end, list) else [] if end is None else [end]

