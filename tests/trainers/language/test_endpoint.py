@@ -21,7 +21,7 @@ from trainers.language.embed import embed
 from trainers.language.encoder import TEMPLATES, EncoderConfig, TextEncoder
 from trainers.language.endpoint import TOKEN_VARIABLE, Endpoint, EndpointError
 from trainers.language.heads import Groups, HeadConfig, Heads
-from trainers.language.model import Embedder
+from trainers.language.model import LOADING, Embedder
 
 TEXTS = ["Soup.", "Warm soup and bread near the station, open late.", "Fish", "Noodles for lunch", "bread " * 200]
 SECRET = "s3cret-t0ken"
@@ -34,7 +34,8 @@ def by_hand(model: str, prompts: list[str]) -> list[list[float]]:
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded: Any = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
+    with LOADING:  # requests are answered at the same time
+        loaded: Any = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
     with torch.inference_mode():
         return [loaded(**tokenizer(p, return_tensors="pt")).last_hidden_state[0, -1].tolist() for p in prompts]
 
