@@ -5,6 +5,9 @@ seed r // 3, and tests in it alone. The log says nothing of the new scenario bef
 neither statistics nor prompts count it; what is given back are rows to learn from. What a prompt says of any scenario
 is its paragraph. Of LLM4MSR this is the scenario level alone: what is known of users says nothing of a new scenario.
 
+With the most impressions, controls of equal size have ids, random vectors, or the paragraphs of other scenarios in the
+place of its paragraph: the slice where knowledge of a scenario should matter, if it does.
+
 An unknown scenario has parts of a ranker to itself (a tower, in PLE experts and a gate), which no row of a known
 scenario reaches: they stay what the parts of all scenarios began as. So a tenth of the training rows hides its
 scenario, that is its id and its statistics, and keeps its knowledge; one arm shows what happens without.
@@ -29,11 +32,13 @@ from benchmarks.experiments.popularity import Popularity
 from benchmarks.experiments.run import main
 from benchmarks.experiments.scenario_rows import NewScenario
 from benchmarks.experiments.slices import ALL
+from benchmarks.experiments.vectors import PromptStates, RandomVectors, Shuffled, Vectors
 from feature_repo import columns
 from feature_repo.datasets import city
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.schema import TIME, Dataset
 from trainers.models.backbones import BackboneConfig
+from trainers.models.llm4msr import KnowledgeUse
 
 NEW = ("lunch_deals", "nearby_map", "weekend_table")
 GIVEN, QUICK_GIVEN = (0, 100, 1000), (0, 10, 100)
@@ -63,31 +68,55 @@ def unknown_until_the_end(dataset: Dataset, scenario: str) -> Dataset:
 
 
 def experiment(scale: Scale) -> Experiment:
-    def cell(backbone: BackboneConfig, knows: bool, rows: Callable[[str], NewScenario], run: int) -> Cell:
+    states, level = PromptStates(), replace(scale.knowledge, user=None)
+
+    def cell(
+        backbone: BackboneConfig,
+        knowledge: KnowledgeUse.Config | None,
+        rows: Callable[[str], NewScenario],
+        run: int,
+        *,
+        prompts: Vectors = states,
+    ) -> Cell:
         new, seed = NEW[run % len(NEW)], run // len(NEW)
         world = NewScenarioCity(config=scale.world(seed).config, prompts=PromptChoice(scenario="brief"), new=new)
-        knowledge = replace(scale.knowledge, user=None) if knows else None
-        return scale.asked_cell(world, backbone, knowledge, rows=rows(new))
+        return scale.asked_cell(world, backbone, knowledge, prompts=prompts, rows=rows(new))
+
+    def drawn(backbone: BackboneConfig, kind: type[RandomVectors | Shuffled], given: int, run: int) -> Cell:
+        return cell(backbone, level, partial(_given, given), run, prompts=kind(like=states, seed=run))
 
     def popular(run: int) -> Cell:
-        return replace(cell(BACKBONES["SharedBottom"], False, partial(_given, 0), run), recipe=Popularity())
+        return replace(cell(BACKBONES["SharedBottom"], None, partial(_given, 0), run), recipe=Popularity())
 
     def as_drawn(new: str) -> NewScenario:
         return NewScenario(scenario=new, unknown=0.0)
 
     arms: dict[str, Callable[[int], Cell]] = {
         "popularity": popular,
-        DRAWN: partial(cell, BACKBONES["SharedBottom"], False, as_drawn),
+        DRAWN: partial(cell, BACKBONES["SharedBottom"], None, as_drawn),
     }
     comparisons = [Comparison(ours="SharedBottom, 0", reference=DRAWN)]
-    for given in QUICK_GIVEN if scale.quick else GIVEN:
-        for name in CONTROLLED[:1] if scale.quick else CONTROLLED:
+    names, amounts = (CONTROLLED[:1], QUICK_GIVEN) if scale.quick else (CONTROLLED, GIVEN)
+    for given in amounts:
+        for name in names:
             alone, knowing = f"{name}, {given:,}", f"{name} + scenario level, {given:,}"
-            arms[alone] = partial(cell, BACKBONES[name], False, partial(_given, given))
-            arms[knowing] = partial(cell, BACKBONES[name], True, partial(_given, given))
+            arms[alone] = partial(cell, BACKBONES[name], None, partial(_given, given))
+            arms[knowing] = partial(cell, BACKBONES[name], level, partial(_given, given))
             pairs = dict.fromkeys([(knowing, alone), (knowing, f"SharedBottom, {given:,}"), (knowing, "popularity")])
             comparisons += [Comparison(ours=ours, reference=reference) for ours, reference in pairs]
         comparisons.append(Comparison(ours=f"SharedBottom, {given:,}", reference="popularity"))
+    most = amounts[-1]
+    for name in names:
+        backbone = BACKBONES[name]
+        controls: dict[str, Callable[[int], Cell]] = {
+            "ids": partial(cell, backbone, replace(level, source="ids"), partial(_given, most)),
+            "random vectors": partial(drawn, backbone, RandomVectors, most),
+            "shuffled vectors": partial(drawn, backbone, Shuffled, most),
+        }
+        for what, make in controls.items():
+            control = f"{name} + {what}, {most:,}"
+            arms[control] = make
+            comparisons.append(Comparison(ours=f"{name} + scenario level, {most:,}", reference=control))
     return Experiment(
         name="msr_cold_scenario",
         question="How well is a scenario ranked of which one paragraph is known, and how soon do impressions help?",

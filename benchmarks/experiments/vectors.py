@@ -171,7 +171,8 @@ class Shuffled:
     def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
         different = sorted(set(texts))
         order = np.random.default_rng(self.seed).permutation(len(different))
-        other = dict(zip(different, (different[at] for at in order), strict=True))
+        # Each text's is that of the next one in a random order: of six prompts, a permutation would leave one or two.
+        other = {different[at]: different[after] for at, after in zip(order, np.roll(order, -1), strict=True)}
         return self.like.of(space, [other[text] for text in texts], places)
 
     def models(self, space: str) -> tuple[LanguageModel, ...]:
