@@ -131,6 +131,11 @@ class FeatureReader:
         found = [*self._context_views, *self._derived_views, *self._poi_views, *own, *scene]
         return tuple(dict.fromkeys(view.name for view in found))
 
+    @property
+    def pois_age_s(self) -> float:
+        """How long ago the oldest value of a POI that is kept was read; 0 where none are kept."""
+        return 0.0 if self._pois is None else self._pois.age_s
+
     def start(self) -> None:
         """Keep values of POIs fresh in the background, where they are kept."""
         if self._pois is not None:

@@ -7,7 +7,7 @@ a POI.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -118,6 +118,11 @@ class Metrics:
         inside.set_function(lambda: admission.inside)
         waiting = Gauge("scenerank_requests_waiting", "Requests that wait for a worker.", registry=self.registry)
         waiting.set_function(lambda: admission.waiting)
+
+    def follow_pois(self, age_s: Callable[[], float]) -> None:
+        """Show how old the values of POIs are that are kept in this process."""
+        help_text = "Seconds since the oldest value of a POI that is kept was read; 0: none are kept."
+        Gauge("scenerank_poi_cache_age_seconds", help_text, registry=self.registry).set_function(age_s)
 
     def recorded(self, new: int, repeated: int) -> None:
         self._feedback.labels("new").inc(new)

@@ -142,7 +142,7 @@ class Pipeline:
         self.bundle = scorer.bundle
         self.proven = proven
         self.retriever = retriever
-        self._reader = reader
+        self.reader = reader
         self._scorer = scorer
         if retriever is not None:
             _check_index(retriever, self.bundle)
@@ -180,7 +180,7 @@ class Pipeline:
     def ask_store(self) -> bool:
         """One small read of the online store, of a user that nobody is; raises what the store raises."""
         nobody = RequestContext(user_id="-", scenario_id=self._rules.scenarios[0])
-        self._reader.read_context(nobody, time.time_ns() // 1000)
+        self.reader.read_context(nobody, time.time_ns() // 1000)
         return True
 
     def explain(self, request: ExplainRequest) -> Explanation:
@@ -189,21 +189,21 @@ class Pipeline:
         self._rules.check_explain(request)
 
         def read() -> tuple[ContextReading, Reading]:
-            found = self._reader.read_context(request.context, _time_us(request.context))
-            return found, self._reader.read_pois(found, (request.poi_id,))
+            found = self.reader.read_context(request.context, _time_us(request.context))
+            return found, self.reader.read_pois(found, (request.poi_id,))
 
         return explain(request, *self._guard.ask(read), self._scorer, self._texts)
 
     def start(self) -> None:
         """Begin what runs in the background."""
-        self._reader.start()
+        self.reader.start()
         for keeper in self._keepers:
             keeper.start()
 
     def close(self) -> bool:
         """Write what is to be kept of the last answers, end what runs in the background; whether no read hangs."""
         self._rehearsals.close()
-        self._reader.close()
+        self.reader.close()
         for keeper in self._keepers:
             keeper.close()
         return self._guard.close()
@@ -216,7 +216,7 @@ class Pipeline:
         time_us, scene = _time_us(context), descent.level < Level.WITHOUT_SCENE
 
         def read(reach: bool) -> ContextReading:
-            return self._reader.read_context(context, time_us, reach=reach, scene=scene)
+            return self.reader.read_context(context, time_us, reach=reach, scene=scene)
 
         return self._from_store("context", read, n, caller, descent)
 
@@ -235,7 +235,7 @@ class Pipeline:
             return _empty(context, answer_id, token, descent.result())
 
         def read(reach: bool) -> Reading:
-            return self._reader.read_pois(context, poi_ids, reach=reach)
+            return self.reader.read_pois(context, poi_ids, reach=reach)
 
         reading = self._from_store("pois", read, len(poi_ids), caller, descent)
         distance_km = _distances(reading)

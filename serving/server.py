@@ -317,6 +317,7 @@ def create_server(
     live = Live(
         pipeline, lambda begun: metrics.serves(begun.bundle.manifest.model, begun.bundle.manifest.version), name
     )
+    metrics.follow_pois(lambda: live.current.reader.pois_age_s)
     admin = AdminServicer(live, load, partial(_say, options.agreed, live))
     calibration = None if feedback is None else Calibration(feedback.outcomes, metrics.came)
     servicer = RecommenderServicer(live, admin, metrics, admission, feedback, streams, calibration)

@@ -208,8 +208,8 @@ def test_rehearsals_come_one_at_a_time_with_a_rest_between_them(monkeypatch):
 
 
 def _read(pipeline, request):
-    context = pipeline._reader.read_context(request.context, request.context.time_us)
-    return pipeline._reader.read_pois(context, request.poi_ids)
+    context = pipeline.reader.read_context(request.context, request.context.time_us)
+    return pipeline.reader.read_pois(context, request.poi_ids)
 
 
 def _at(level):

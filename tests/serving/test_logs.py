@@ -44,7 +44,7 @@ def lines(request: Any) -> Iterator[tuple[int, io.StringIO]]:
 
 def test_a_fault_has_a_line_with_its_id_and_others_at_debug_only(lines, pipeline, asker, poi_ids):
     level, written = lines
-    broken = Pipeline(pipeline._reader, Broken(pipeline.bundle))
+    broken = Pipeline(pipeline.reader, Broken(pipeline.bundle))
     access = Access(token=TOKEN)
     for ranker in (pipeline, broken):
         server = create_server(ranker, ServerOptions(tokens=lambda: Tokens.one(TOKEN, "test")))

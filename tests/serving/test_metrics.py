@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+import time
 import urllib.request
 from datetime import UTC
 
@@ -13,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.auth import Tokens
 from serving.client import Wish
 from serving.metrics import Metrics
+from serving.opening import open_pipeline
 from serving.server import ServerOptions, create_server
 
 RANK = "/scenerank.v1.RecommenderService/Rank"
@@ -86,6 +89,22 @@ def test_probabilities_are_counted_in_their_buckets() -> None:
     assert found["scenerank_score_count", ("click", "lunch")] == 5
     assert found["scenerank_score_sum", ("click", "lunch")] == pytest.approx(1.252)
     assert found["scenerank_score_sum", ("lunch", "order")] == pytest.approx(1.252 / 2)
+
+
+def test_how_old_the_kept_values_of_places_are_is_seen(running, workspace) -> None:
+    assert scrape(running.metrics_port)["scenerank_poi_cache_age_seconds", ()] == 0  # it keeps none
+    keeping = open_pipeline(workspace, workspace.bundles / "larr", None, unproven=True, poi_age_s=60.0)
+    server = create_server(keeping, ServerOptions(metrics_port=0))
+    assert server.metrics_port is not None
+    assert scrape(server.metrics_port)["scenerank_poi_cache_age_seconds", ()] == math.inf
+    keeping.start()
+    while math.isinf(age := scrape(server.metrics_port)["scenerank_poi_cache_age_seconds", ()]):
+        time.sleep(0.01)
+    assert 0 < age < 60
+    time.sleep(0.05)
+    assert scrape(server.metrics_port)["scenerank_poi_cache_age_seconds", ()] >= age + 0.05
+    server.stop()
+    keeping.close()
 
 
 def test_what_an_answer_made_do_with_is_counted() -> None:

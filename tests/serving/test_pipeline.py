@@ -141,7 +141,7 @@ def test_only_open_places_at_that_local_hour(pipeline, context):
     still = pipeline.recommend(RecommendRequest(context=at_night, candidates=1000, limit=1000, only_open=True))
     closed = set(everything.poi_ids) - set(still.poi_ids)
     assert closed
-    reading = pipeline._reader.read_pois(pipeline._reader.read_context(at_night, at_night.time_us), sorted(closed))
+    reading = pipeline.reader.read_pois(pipeline.reader.read_context(at_night, at_night.time_us), sorted(closed))
     hour = pd.Timestamp(at_night.time_us, unit="us", tz="UTC").tz_convert(pipeline.bundle.schema.timezone)
     bits = [bin(int("1" + text, 16))[3:] for text in reading.table[columns.OPEN_HOURS].to_pylist()]
     assert {week[hour.dayofweek * 24 + hour.hour] for week in bits} == {"0"}
@@ -164,7 +164,7 @@ def test_an_index_that_does_not_belong_to_the_bundle_is_refused(pipeline, change
     artefact = pipeline.retriever.artefact
     other = replace(artefact, manifest=replace(artefact.manifest, **change))
     with pytest.raises(ServiceMismatch, match=message):
-        Pipeline(pipeline._reader, Scorer(pipeline.bundle), Retriever(other))
+        Pipeline(pipeline.reader, Scorer(pipeline.bundle), Retriever(other))
 
 
 def test_broken_requests_are_refused_before_anything_is_read(pipeline, context):
