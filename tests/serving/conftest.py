@@ -16,6 +16,7 @@ from sqlalchemy import create_engine
 
 from feature_repo import columns
 from feature_repo.workspace import ENVIRONMENT_VARIABLE, Workspace
+from serving import watched
 from serving.client import Asker, Recommender
 from serving.feedback_tables import METADATA
 from serving.opening import open_pipeline
@@ -94,3 +95,9 @@ def asker(moment: datetime) -> Asker:
         place=(60.17, 24.94),
         scene={"weather": "rain", "temperature": 7.0},
     )
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Files are looked at each time that their value is asked for."""
+    monkeypatch.setattr(watched, "EVERY_S", 0.0)
