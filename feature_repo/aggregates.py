@@ -26,9 +26,11 @@ import duckdb
 from feature_repo import columns, counted, like_minded
 from feature_repo.datasets.schema import Schema
 from feature_repo.files import state_of
+from feature_repo.sql import text
 from feature_repo.workspace import Workspace
 
 USER_STATE = "user_state"
+MIDNIGHT = '"its midnight"'  # a column that no log has
 USER_STATE_PUSH = "user_state_push"  # Feast's push source of that view
 
 
@@ -102,7 +104,8 @@ def _query(db: duckdb.DuckDBPyConnection, table: str, schema: Schema, file: Path
     query = counts_sql(owner, columns.STATISTICS[owner], schema.window_days, since)
     if since is None:
         return query
-    return f"SELECT * FROM read_parquet('{file}') WHERE {columns.EVENT_TIMESTAMP} <= '{since}' UNION ALL ({query})"
+    kept = f"SELECT * FROM read_parquet({text(str(file))}) WHERE {columns.EVENT_TIMESTAMP} <= '{since}'"
+    return f"{kept} UNION ALL ({query})"
 
 
 def _load_events(db: duckdb.DuckDBPyConnection, workspace: Workspace, schema: Schema) -> None:
@@ -128,7 +131,7 @@ def counts_sql(owner: str, keys: Sequence[str], window_days: Sequence[int], sinc
     Args:
         since: a midnight (UTC); only rows after it. What entered its longest window by then has left it by the next.
     """
-    entered = f"AND midnight > TIMESTAMPTZ '{since - timedelta(days=max(window_days))}'" if since else ""
+    entered = f"AND {MIDNIGHT} > TIMESTAMPTZ '{since - timedelta(days=max(window_days))}'" if since else ""
     after = f"WHERE {columns.EVENT_TIMESTAMP} > TIMESTAMPTZ '{since}'" if since else ""
     key = ", ".join(keys)
     moments, sums, running = [], [], []
@@ -142,10 +145,10 @@ def counts_sql(owner: str, keys: Sequence[str], window_days: Sequence[int], sinc
         for sign, shift in (("", 0), ("-", days)):
             deltas = ", ".join(f"{sign}({names[c]})::BIGINT AS {c}" for c in columns.COUNTS)
             moments.append(
-                f"SELECT {key}, midnight + INTERVAL {shift} DAY AS moment, {days} AS window_days, {deltas} FROM e"
+                f"SELECT {key}, {MIDNIGHT} + INTERVAL {shift} DAY AS moment, {days} AS window_days, {deltas} FROM e"
             )
     return f"""
-        WITH e AS (SELECT *, date_trunc('day', {columns.OUTCOME_TIMESTAMP}) + INTERVAL 1 DAY AS midnight FROM events
+        WITH e AS (SELECT *, date_trunc('day', {columns.OUTCOME_TIMESTAMP}) + INTERVAL 1 DAY AS {MIDNIGHT} FROM events
                    WHERE {" AND ".join(f"{name} IS NOT NULL" for name in keys)} {entered}),
         moments AS ({" UNION ALL ".join(moments)}),
         changes AS (SELECT {key}, moment, {", ".join(sums)} FROM moments GROUP BY {key}, moment),
@@ -187,5 +190,5 @@ def state_sql() -> str:
 
 def _write(db: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
     staging = path.with_suffix(".partial")
-    db.execute(f"COPY ({query}) TO '{staging}' (FORMAT parquet, COMPRESSION zstd)")
+    db.execute(f"COPY ({query}) TO {text(str(staging))} (FORMAT parquet, COMPRESSION zstd)")
     os.replace(staging, path)

@@ -38,6 +38,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield staging
+        os.chmod(staging, folder.stat().st_mode & 0o7777 if folder.exists() else 0o777 & ~_umask())
         _sync(staging)
         if folder.exists():
             _exchange(staging, folder)
@@ -45,6 +46,13 @@ def replacing(folder: Path) -> Iterator[Path]:
             os.rename(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _umask() -> int:
+    """Which rights new folders are not given; the system tells it only to who sets it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _sync(folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import duckdb
 
 from feature_repo import columns
+from feature_repo.sql import text
 
 TABLE = "like_minded"
 WEEK = timedelta(days=7)
@@ -45,7 +46,7 @@ def create(
     ).fetchone() or (None, None)
     monday = first
     if since is not None and last is not None:
-        sofar = f"FROM read_parquet('{file}') WHERE {columns.EVENT_TIMESTAMP} <= least($since, $last)"
+        sofar = f"FROM read_parquet({text(str(file))}) WHERE {columns.EVENT_TIMESTAMP} <= least($since, $last)"
         known = {"since": since, "last": last}
         db.execute(f"INSERT INTO {TABLE} BY NAME SELECT * {sofar}", known)
         newest = db.execute(f"SELECT max({columns.EVENT_TIMESTAMP}) {sofar}", known).fetchone()

@@ -8,6 +8,7 @@ function brings is not seen.
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import sys
 import tokenize
@@ -21,7 +22,7 @@ from symtable import SymbolTable, symtable
 def spelled(function: Callable[..., object]) -> str:
     """The function's own source, then the definitions that it rests on, by module and name.
 
-    Raises ValueError for what no source tells all of: a closure, or anything but a function.
+    Raises ValueError for what no source tells all of: a closure, anything but a function, a name that `import *` brings.
     """
     function = inspect.unwrap(function)
     if not inspect.isfunction(function) or function.__closure__:
@@ -38,6 +39,8 @@ def spelled(function: Callable[..., object]) -> str:
         defining = _read(module).defining.get(name, [])
         if not defining and f"{module}.{name}" in sys.modules:
             waiting.append((f"{module}.{name}", rest))
+        elif not defining and "*" in _read(module).defining and not hasattr(builtins, name):
+            raise ValueError(f"{module}: `import *` hides where {name!r} comes from; import it by its name")
         for node in defining:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 waiting.append(_origin(module, node, name, rest))
@@ -68,8 +71,8 @@ def _read(module: str) -> _Module:
             text = source.read()
     tree, defining = ast.parse(text), dict[str, list[ast.stmt]]()
     for node in tree.body:
-        for name in _bound(node):
-            defining.setdefault(name, []).append(node)
+        for name, binding in _bound(node):
+            defining.setdefault(name, []).append(binding)
     return _Module(text.split("\n"), tree, defining)
 
 
@@ -80,16 +83,23 @@ def _written(function: Callable[..., object]) -> list[ast.stmt | ast.expr]:
     return [n for n in written if isinstance(n, ast.FunctionDef | ast.Lambda) and _first_line(n) == line]
 
 
-def _bound(node: ast.stmt) -> set[str]:
-    """The names that a statement gives a meaning, or a part of it: an entry of a table, or a call of its methods."""
+def _bound(node: ast.stmt) -> set[tuple[str, ast.stmt]]:
+    """The names that a statement gives a meaning, or a part of it: an entry of a table, or a call of its methods.
+
+    With each the statement that does; of one within `if` or `try` that is the whole, but for an import.
+    """
     match node:
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-            return {name}
+            return {(name, node)}
         case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
-            return {alias.asname or alias.name.partition(".")[0] for alias in aliases}
+            return {(alias.asname or alias.name.partition(".")[0], node) for alias in aliases}
     changed = [n for n in ast.walk(node) if isinstance(getattr(n, "ctx", None), ast.Store)]
     changed += [n.value.func for n in ast.walk(node) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
-    return {owner for n in changed if (owner := _owner(n))}
+    found = {(owner, node) for n in changed if (owner := _owner(n))}
+    for inner in (n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt | ast.excepthandler)):
+        for name, binding in _bound(inner):  # type: ignore[arg-type]  # a handler is a block of statements, as they are
+            found.add((name, binding if isinstance(binding, ast.Import | ast.ImportFrom) else node))
+    return found
 
 
 def _owner(node: ast.AST) -> str | None:

@@ -97,7 +97,9 @@ def contrast(
     project: Annotated[
         bool, typer.Option("--project", help="The model's vectors are the projections, not the states behind them.")
     ] = False,
-    layers: Annotated[int | None, typer.Option(help="Adapted ones, from the last down; the rest is frozen.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Adapted ones, from the last down; the rest is frozen.")
+    ] = None,
     cached_gradients: Annotated[
         bool, typer.Option("--cached-gradients", help="Large steps in little memory, a third slower.")
     ] = False,

@@ -81,10 +81,12 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
     if stamp.fresh:
         return False
     stamp.clear()
-    dataset = choice.load(report)
-    _forget_prompted(workspace)
-    _forget_online(workspace)
-    _write(workspace, dataset, report)
+
+    def forget() -> None:
+        _forget_prompted(workspace)
+        _forget_online(workspace)
+
+    _write(workspace, choice.load(report), report, forget)
     stamp.set()
     return True
 
@@ -104,14 +106,18 @@ def feedback(workspace: Workspace, engine: Any, wait: timedelta, report: Report)
     return exported
 
 
-def _write(workspace: Workspace, dataset: Dataset, report: Report) -> None:
-    """Source tables, and statistics: those of days before the first that changed are kept."""
+def _write(workspace: Workspace, dataset: Dataset, report: Report, first: Callable[[], None] = lambda: None) -> None:
+    """Source tables, and statistics: those of days before the first that changed are kept.
+
+    Args:
+        first: is called when the data set is valid, before its tables take the place of the old ones.
+    """
     from feature_repo import aggregates
 
     tables = len(dataset.schema.statistics) + dataset.schema.like_minded + 1
     done = iter(range(tables))
     with aggregates.carried(workspace) as before:
-        dataset.write(workspace.sources)
+        dataset.write(workspace.sources, first)
         aggregates.build(workspace, lambda table: report("behaviour statistics", next(done), tables), before)
     report("behaviour statistics", tables, tables)
 

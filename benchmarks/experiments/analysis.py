@@ -13,6 +13,7 @@ from benchmarks.experiments.cells import Cell, Result, Store
 from benchmarks.experiments.experiment import AUCS, Comparison, Experiment
 from benchmarks.experiments.slices import BOOTSTRAPPED
 from benchmarks.experiments.statistics import Interval, Verdict
+from benchmarks.experiments.worlds import plain_hash
 
 T = TypeVar("T")
 
@@ -155,7 +156,8 @@ def _difference(
             np.stack([resamples.replicates(cell, store.places, at, metric) for cell in cells]) for cells in arms
         )
         drawn = (ours, reference)
-    absolute, relative = (statistics.paired(*values, drawn, relative=of) for of in (False, True))
+    one_log = len({plain_hash(cell.world) for cell in experiment.cells[comparison.ours]}) == 1
+    absolute, relative = (statistics.paired(*values, drawn, relative=of, one_log=one_log) for of in (False, True))
     return Difference(
         dataset=experiment.cells[comparison.ours][0].world.name,
         slice=at,

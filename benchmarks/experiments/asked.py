@@ -36,6 +36,14 @@ class PromptChoice:
     user: str = "interests"
     facts: FactsConfig | None = None
 
+    @property
+    def digests(self) -> dict[Level, str]:
+        """Of the prompts' texts, which a person may edit."""
+        return {
+            "scenario": read_prompt("scenario", self.scenario).digest,
+            "user": read_prompt("user", self.user).digest,
+        }
+
     def questions(self, workspace: Workspace) -> dict[Level, list[Question]]:
         """All snapshots of each level, oldest first. Reads the workspace's source tables."""
         return self.read(workspace, self.wording(workspace))

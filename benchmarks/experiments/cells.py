@@ -28,6 +28,7 @@ from benchmarks.experiments.popularity import Popularity
 from benchmarks.experiments.scenario_rows import Parts, Rows
 from benchmarks.experiments.vectors import Vectors
 from benchmarks.experiments.worlds import Prepared, World, plain
+from feature_repo import columns
 from trainers.bundle import spaces_of
 from trainers.plain import from_plain, to_plain
 from trainers.recipes import Recipe
@@ -67,7 +68,8 @@ class Cell:
         return parts if self.rows is None else self.rows.of(parts, self.seed)
 
     def plain(self) -> dict[str, Any]:
-        """All that the result depends on; vectors only where the recipe reads any."""
+        """All that the result depends on; vectors and prompts only where the recipe reads any."""
+        asked = self.world.asked() if set(self.spaces) & set(columns.PROMPTED) else None
         return {
             "version": VERSION,
             "world": plain(self.world),
@@ -76,6 +78,7 @@ class Cell:
             "seed": self.seed,
             "slots": to_plain(self.slots),
             "rows": to_plain(self.rows),
+            "prompts": asked and asked.digests,
         }
 
     @property
@@ -169,7 +172,7 @@ class Store:
         for space in cell.spaces:
             for model in cell.vectors.models(space):
                 at_hand = model.versions(self.places)
-                read = result.language_models.get(model.model, {}).get(space)
+                read = result.language_models.get(model.label, {}).get(space)
                 if at_hand is not None and read is not None and at_hand[space] != read:
                     return False
         return True

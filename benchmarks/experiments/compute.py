@@ -115,5 +115,5 @@ def _versions(cell: Cell, places: Places) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for space in cell.spaces:
         for model in cell.vectors.models(space):
-            found.setdefault(model.model, {})[space] = (model.versions(places) or {})[space]
+            found.setdefault(model.label, {})[space] = (model.versions(places) or {})[space]
     return found

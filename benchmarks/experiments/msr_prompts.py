@@ -178,7 +178,9 @@ def _scenarios(usual: PromptCell) -> list[Pair]:
 
 
 def main(scale: Scale, options: Options) -> None:
-    """Read what was not read yet, then write and show the tables."""
+    """Read what was not read yet, then write and show the tables. Raises SystemExit for more seeds than one."""
+    if len(options.seeds or ()) > 1:
+        raise SystemExit("--seeds: these readings are of one city; give one seed")
     made, places, store = study(scale, *(options.seeds or ())[:1]), options.places, Store(options.places)
     prepare([made.control.world], options)
     make_models(made.cells, options)

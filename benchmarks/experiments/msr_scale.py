@@ -95,7 +95,9 @@ def stores(scale: Scale) -> tuple[Stored, ...]:
 
 
 def main(scale: Scale, options: Options) -> None:
-    """Measure what is not there yet, then write and show the table and the plot."""
+    """Measure what is not there yet, then write and show the table and the plot. Raises SystemExit for seeds."""
+    if options.seeds:
+        raise SystemExit("--seeds: rows and weights of points of scale are drawn from one seed; leave it out")
     places, grid, stored = options.places, points(scale), stores(scale)
     wanted: list[Point | Stored] = [*(point for of_one in grid.values() for point in of_one), *stored]
     missing = [what for what in wanted if not _path(what, places).is_file()]

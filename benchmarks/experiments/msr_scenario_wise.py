@@ -60,21 +60,21 @@ DEFECTS = {
 }
 
 
-def experiment(scale: Scale) -> dict[str, tuple[Run, ...]]:
+def experiment(scale: Scale, seeds: Sequence[int] | None = None) -> dict[str, tuple[Run, ...]]:
     """Backbone -> its runs, one a seed."""
 
     def run(backbone: BackboneConfig, seed: int) -> Run:
         usual = Run(backbone=backbone, seed=seed)
         return replace(usual, fit=replace(usual.fit, epochs=1)) if scale.quick else usual
 
-    seeds = scale.core_seeds[:1] if scale.quick else scale.core_seeds
+    seeds = seeds or (scale.core_seeds[:1] if scale.quick else scale.core_seeds)
     return {name: tuple(run(backbone, seed) for seed in seeds) for name, backbone in BACKBONES.items()}
 
 
 def main(scale: Scale, options: Options) -> None:
     """Compute what is not there yet, then write and show the table."""
     places, rows = options.places, QUICK_ROWS if scale.quick else None
-    made = experiment(scale)
+    made = experiment(scale, options.seeds)
     missing = [run for runs in made.values() for run in runs if result(run, places) is None]
     if missing:
         scenario_wise.wheel(places)

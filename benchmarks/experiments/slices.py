@@ -24,7 +24,17 @@ RARE_REQUESTS = 10
 RARE_ROWS = 100
 FEW_CLICKS = 5
 # Slices that every data set has, in which AUCs are bootstrapped.
-BOOTSTRAPPED = (ALL, "unseen scene", "rare scene", "frequent scene", "new POI", "rare POI", "known POI", "untold")
+BOOTSTRAPPED = (
+    ALL,
+    "unseen scene",
+    "rare scene",
+    "frequent scene",
+    "new POI",
+    "rare POI",
+    "known POI",
+    "untold",
+    "short history",
+)
 OFTEN = np.iinfo(np.int64).max
 
 

@@ -1,16 +1,22 @@
-"""Intervals of paired comparisons: over seeds, and over users; the wider one counts.
+"""Intervals of paired comparisons: over seeds, and over users; which one counts, or both.
 
-A seed draws people, requests, outcomes and initial weights, so the t interval over seeds holds all of that, from few
+Where a seed draws people, requests, outcomes and initial weights, the t interval over seeds holds all of that, from few
 seeds. The bootstrap resamples users within each seed: it holds what the choice of test users does to an AUC, from many
-users, and takes the trained rankers as they are. Both are two-sided 95 % intervals of the mean over seeds.
+users, and takes the trained rankers as they are. The wider one counts, as neither adds what the other lacks.
+
+Where all seeds have the same log, a seed draws weights alone. Then neither interval holds the other, and their squares
+add up; the one over weights says nothing of other people, so by itself it decides nothing.
+
+All are two-sided 95 % intervals of the mean over seeds.
 
 Letters: S seeds, n test rows of a seed, K resamples of its users.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -37,7 +43,7 @@ class Interval:
     mean: float
     low: float | None
     high: float | None
-    by: Literal["seeds", "users", "nothing"]
+    by: Literal["seeds", "users", "weights", "weights and users", "nothing"]
 
     @property
     def width(self) -> float:
@@ -67,26 +73,45 @@ def over_users(mean: float, replicates: np.ndarray) -> Interval:
     return Interval(mean=mean, low=float(low), high=float(high), by="users")
 
 
+def together(weights: Interval, users: Interval) -> Interval:
+    """An interval for both sources of chance, which are independent, from the interval of each."""
+    if weights.low is None or weights.high is None:
+        return users
+    if users.low is None or users.high is None:
+        return weights
+    mean = weights.mean
+    low, high = math.hypot(mean - weights.low, mean - users.low), math.hypot(weights.high - mean, users.high - mean)
+    return Interval(mean=mean, low=mean - low, high=mean + high, by="weights and users")
+
+
 def wider(*intervals: Interval) -> Interval:
     return max(intervals, key=lambda interval: interval.width)
 
 
 def paired(
-    ours: Sequence[float], reference: Sequence[float], replicates: tuple[np.ndarray, np.ndarray] | None, relative: bool
+    ours: Sequence[float],
+    reference: Sequence[float],
+    replicates: tuple[np.ndarray, np.ndarray] | None,
+    *,
+    relative: bool,
+    one_log: bool = False,
 ) -> Interval:
-    """The mean over seeds of ours - reference, of each seed, with the wider of its intervals.
+    """The mean over seeds of ours - reference, of each seed, with its interval.
 
     Args:
         ours, reference: S values each, of the same seeds.
         replicates: of both, (S, K) each, from the same resampled users; None: the interval is over seeds alone.
         relative: differences as shares of the reference's value.
+        one_log: whether seeds draw weights alone.
     """
     differences = [_difference(a, b, relative) for a, b in zip(ours, reference, strict=True)]
     seeds = over_seeds([float(d) for d in differences])
+    if one_log and seeds.by == "seeds":
+        seeds = replace(seeds, by="weights")
     if replicates is None:
         return seeds
-    resampled = _difference(*replicates, relative).mean(axis=0)
-    return wider(seeds, over_users(seeds.mean, resampled))
+    users = over_users(seeds.mean, _difference(*replicates, relative).mean(axis=0))
+    return together(seeds, users) if one_log else wider(seeds, users)
 
 
 def _difference(ours: np.ndarray | float, reference: np.ndarray | float, relative: bool) -> np.ndarray:
@@ -96,7 +121,7 @@ def _difference(ours: np.ndarray | float, reference: np.ndarray | float, relativ
 
 def verdict(interval: Interval, margin: float | None = None) -> Verdict:
     """What an interval of a difference says: inside +-margin, beside zero, or neither."""
-    if interval.low is None or interval.high is None:
+    if interval.low is None or interval.high is None or interval.by == "weights":
         return "undecided"
     if margin is not None and -margin < interval.low and interval.high < margin:
         return "equivalent"

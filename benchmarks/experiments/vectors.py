@@ -65,6 +65,11 @@ class LanguageModel:
         """What it must have read before `of` is asked for these texts."""
         return Reading(model=self, space=space, texts=tuple(texts))
 
+    @property
+    def label(self) -> str:
+        """What results call it; each one reads a space in one version."""
+        return self.model
+
     def source(self, places: Places) -> str:
         """What `EncoderConfig.model` is."""
         return self.model
@@ -110,6 +115,10 @@ class PoiMeans(PromptStates):
     """
 
     kind: Literal["poi means"] = "poi means"
+
+    @property
+    def label(self) -> str:
+        return f"{self.model}, means of POIs"
 
     def of(self, space: str, texts: Sequence[str], places: Places) -> np.ndarray:
         if space != USER_KNOWLEDGE:

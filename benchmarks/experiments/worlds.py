@@ -48,6 +48,7 @@ MADE_BY = (
     "trainers/language/wording.py",
     "trainers/language/snapshots.py",
     "trainers/language/prompts",
+    "trainers/language/prompts.py",
     "benchmarks/experiments/asked.py",
     "benchmarks/experiments/worlds.py",
 )
@@ -264,7 +265,7 @@ def made_by(*others: str) -> str:
     digest = hashlib.sha256()
     for place in (*MADE_BY, *others):
         root = REPOSITORY / place
-        files = [root] if root.is_file() else sorted(f for f in root.rglob("*") if f.suffix in (".py", ".csv"))
+        files = [root] if root.is_file() else sorted(f for f in root.rglob("*") if f.suffix in (".py", ".csv", ".txt"))
         for file in files:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

@@ -339,14 +339,18 @@ def _scenarios(mapping: Mapping, used: pl.Series, start: datetime) -> pl.DataFra
 def _fill(template: str, table: RawTable, place: str) -> pl.Series:
     """A text for each row: the template with the values of the columns that it names in braces."""
     try:
-        pieces = [(literal, name) for literal, name, _, _ in Formatter().parse(template)]
+        parsed = list(Formatter().parse(template))
     except ValueError as error:
         raise DataError(f"{place}: {template!r} is not a template: {error}; write columns as {{column}}") from error
     parts: list[pl.Expr] = []
-    for literal, name in pieces:
+    for literal, name, form, conversion in parsed:
         parts.append(pl.lit(literal))
         if name is None:
             continue
+        if form or conversion:
+            raise DataError(
+                f"{place}: {{{name}{'!' if conversion else ':'}...}}: values stand as they are; write {{{name}}}"
+            )
         if name not in table.frame.columns:
             raise DataError(f"{place}: {table.file.name} has no column {name!r}{table.nearest(name)}")
         parts.append(pl.lit(table.text(name).fill_null(UNKNOWN)))

@@ -78,7 +78,7 @@ class RawTable:
     def take(self, rows: pl.Series) -> RawTable:
         """The rows of these numbers (from 0), in their order; what is wrong with one is still told by its own place."""
         if self.origin is None:
-            origin = pl.DataFrame({"piece": pl.repeat(0, len(rows), dtype=pl.UInt8, eager=True), "row": rows})
+            origin = pl.DataFrame({"piece": pl.repeat(0, len(rows), dtype=pl.UInt32, eager=True), "row": rows})
             return replace(self, frame=self.frame[rows], pieces=(Piece(file=self.file, names={}),), origin=origin)
         return replace(self, frame=self.frame[rows], origin=self.origin[rows])
 

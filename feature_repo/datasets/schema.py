@@ -9,7 +9,7 @@ user by user adds `borders`. All times are UTC with microseconds; coordinates ar
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -246,8 +246,11 @@ class Dataset:
     schema: Schema
     tables: Mapping[str, pa.Table] = field(repr=False)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, first: Callable[[], None] = lambda: None) -> None:
         """Validate everything, then put all files in place at once; a failure leaves `folder` as it was.
+
+        Args:
+            first: is called when all is valid and nothing is in place yet.
 
         Raises DataError naming table, column, row and value.
         """
@@ -259,6 +262,7 @@ class Dataset:
             raise DataError(f"{self.schema.dataset}: a log with borders of each user is split at its end by time")
         checked = {name: conform(name, table, self.schema) for name, table in self.tables.items()}
         check_references(checked)
+        first()
         with replacing(folder) as staging:
             for name, table in checked.items():
                 pq.write_table(table, staging / f"{name}.parquet", compression="zstd")

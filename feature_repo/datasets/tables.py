@@ -49,7 +49,7 @@ def read(
                 joined = _joined(rows, only.key)
                 rows = rows.filter(joined.is_in(only.values.implode()) | joined.is_null())
             held = [name for name in names if wanted is None or name in wanted]
-            frames.append(rows.select(*held, ROW, pl.lit(number, pl.UInt8).alias("piece")).collect(engine="streaming"))
+            frames.append(rows.select(*held, ROW, pl.lit(number, pl.UInt32).alias("piece")).collect(engine="streaming"))
         except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: not a readable table: {error}") from error
         pieces.append(Piece(file=file, names={new: old for old, new in source.rename.items()}))

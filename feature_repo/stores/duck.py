@@ -1,4 +1,4 @@
-"""DuckDB as the offline store uses it: how much of the machine it may take, what it reads, how names are quoted."""
+"""DuckDB as the offline store uses it: how much of the machine it may take, what it reads."""
 
 from __future__ import annotations
 
@@ -62,11 +62,3 @@ def relation_of(source: Any, repo_path: str) -> str | pa.Table:
     if not path.endswith(".parquet") or "://" in path:
         return _read_data_source(source, repo_path).to_pyarrow()
     return path if Path(path).is_absolute() else str(Path(repo_path) / path)
-
-
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

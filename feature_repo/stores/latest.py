@@ -12,7 +12,10 @@ from datetime import UTC, datetime
 import duckdb
 import pyarrow as pa
 
-from feature_repo.stores.duck import DuckConfig, LazyJob, configure, quoted, text
+from feature_repo.sql import quoted, text
+from feature_repo.stores.duck import DuckConfig, LazyJob, configure
+
+FILE = "its file"  # the name of a column that no table of ours has
 
 
 class LatestJob(LazyJob):
@@ -61,13 +64,13 @@ class LatestJob(LazyJob):
 
     def _of_files(self, path: str) -> str:
         """A row of a file is told by the file and its number."""
-        files = f"read_parquet({text(path)}, file_row_number = true, filename = true)"
-        newest = f"arg_max(struct_pack(f := filename, n := file_row_number), ROW({', '.join(self._newest)}))"
+        files = f"read_parquet({text(path)}, file_row_number = true, filename = {text(FILE)})"
+        newest = f"arg_max(struct_pack(f := {quoted(FILE)}, n := file_row_number), ROW({', '.join(self._newest)}))"
         keys = f"GROUP BY {', '.join(map(quoted, self._keys))}" if self._keys else ""
         return f"""
             SELECT {", ".join(f"s.{quoted(column)}" for column in self._columns)} FROM {files} s
             JOIN (SELECT {newest} AS place FROM {files} WHERE {self._there} {keys}) newest
-              ON newest.place.f = s.filename AND newest.place.n = s.file_row_number"""
+              ON newest.place.f = s.{quoted(FILE)} AND newest.place.n = s.file_row_number"""
 
     def _of_table(self, db: duckdb.DuckDBPyConnection) -> str:
         db.register("source", self._relation)

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks.experiments import cells, worlds
+from benchmarks.experiments.asked import PromptChoice
+from benchmarks.experiments.backbones import BACKBONES
 from benchmarks.experiments.cells import Cell, Result, Scores, Store
 from benchmarks.experiments.city import AskedCity, CityWorld, Scale
 from benchmarks.experiments.places import Places
@@ -69,6 +71,20 @@ def test_worlds_and_cells_that_are_kept_are_found_again():
     assert worlds.plain_hash(CityWorld())[:16] == "949fbd80d58a2df8"
     assert worlds.plain_hash(AskedCity())[:16] == "42e05bc542bfbf3d"
     assert Scale().larr(0).hash == "960a5c93bd6e5f6d"
+
+
+def test_an_edited_prompt_makes_other_cells_of_the_rankers_that_read_it(tmp_path):
+    prompt = tmp_path / "mine.txt"
+
+    def hashes(text: str) -> tuple[str, str]:
+        prompt.write_text(text)
+        world = AskedCity(prompts=PromptChoice(user=str(prompt)))
+        return tuple(
+            Scale().asked_cell(world, BACKBONES["PLE"], knowledge).hash for knowledge in (Scale().knowledge, None)
+        )
+
+    before, after = hashes('{likes} is "'), hashes('{likes}: "')
+    assert before[0] != after[0] and before[1] == after[1]
 
 
 def test_an_option_that_says_nothing_makes_no_other_cell():

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 
 from benchmarks.experiments import resamples, run, tables, worlds
+from benchmarks.experiments.__main__ import SETS
 from benchmarks.experiments.analysis import _refuse_mixed
 from benchmarks.experiments.cells import Cell, Store
 from benchmarks.experiments.city import AskedCity, CityWorld, Scale, unaligned
@@ -108,6 +109,17 @@ def test_weights_of_one_name_and_two_versions_make_no_table(options):
     results = [replace(one, language_models={"tuned": {"poi_text": version}}) for version in ("aaaa", "bbbb")]
     with pytest.raises(ValueError, match="poi_text of tuned in version bbbb, others in aaaa"):
         _refuse_mixed(results)
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+def test_no_experiment_calls_two_models_by_one_name(name):
+    """It would be taken for one whose weights changed between cells, and make no table."""
+    for experiment in (make(Scale(quick=quick)) for make in SETS[name] for quick in (True, False)):
+        models = {}
+        for cell in (cell for cells in experiment.cells.values() for cell in cells):
+            for space in cell.spaces:
+                for model in cell.vectors.models(space):
+                    assert models.setdefault((model.label, space), worlds.plain(model)) == worlds.plain(model)
 
 
 def test_a_table_of_other_seeds_is_another_one(options):

@@ -236,3 +236,16 @@ def test_the_daypart_of_a_statistic_is_the_daypart_of_a_request(tmp_path, moment
     workspace = write_log(tmp_path, [("u0", "p0", int(us - START.timestamp() * 1e6), 1, 0)])
     key = pq.read_table(workspace.source("poi_daypart_stats"))[columns.DAYPART_KEY][0].as_py()
     assert [key] == scenes.daypart_keys(np.array([us]), "Europe/Helsinki")
+
+
+def test_names_of_folders_and_of_fields_of_a_log_are_nobody_s_business(tmp_path):
+    """A quote in the path, and a request field called as a step of ours is."""
+    events = [("u0", "p0", 5 * DAY_US, 1, 0), ("u0", "p1", 6 * DAY_US, 0, 0)]
+    plain, odd = write_log(tmp_path / "plain", events), write_log(tmp_path / "o'brien", events)
+    named = pq.read_table(odd.source("impressions"))
+    pq.write_table(named.append_column("midnight", pa.array(["x", "y"])), odd.source("impressions"))
+    aggregates.build(odd)
+    more = [*events, ("u1", "p2", 8 * DAY_US, 1, 1)]
+    write_log(plain.root, more), write_log(odd.root, more)
+    for table in ("poi_stats", "user_category_stats", "like_minded", aggregates.USER_STATE):
+        assert pq.read_table(odd.source(table)).equals(pq.read_table(plain.source(table)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -127,3 +128,19 @@ def test_another_error_of_the_exchange_leaves_the_old_one(folder, monkeypatch):
     with pytest.raises(PermissionError, match="folder"):
         write(folder, "new")
     assert content(folder) == {"old"} and [path.name for path in folder.parent.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("mode", [None, 0o755, 0o2770])
+def test_a_replaced_folder_is_open_to_whom_it_was_open(folder, mode):
+    """And a new one to whom the umask lets in, not to its owner alone."""
+    if mode is None:
+        shutil.rmtree(folder)
+    else:
+        folder.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        with replacing(folder) as staging:
+            (staging / "new").touch()
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o7777 == (0o755 if mode is None else mode)

@@ -21,6 +21,8 @@ import math as numbers
 from tried_moods import tables
 from tried_moods.bands import band as banded
 from .units import SCALE
+from .guarded import rough
+from .starry import starred
 LOWEST = HIGHEST = 3
 def mood(x):
     return banded(min(x, LOWEST), tables.BORDERS)
@@ -53,6 +55,22 @@ for at in (1, 2):
 FILLED.update({3: "more"})
 """,
     "units.py": "SCALE: int = 10\n",
+    "guarded.py": """
+try:
+    from .units import SCALE as GRAIN
+except ImportError:
+    GRAIN = 1
+if GRAIN:
+    def coarse(x):
+        return x // GRAIN
+def rough(x):
+    return coarse(x)
+""",
+    "starry.py": """
+from .units import *
+def starred(x):
+    return max(x, SCALE)
+""",
 }
 Told = Callable[..., str]
 
@@ -119,6 +137,19 @@ def test_nothing_else_does(told: Told, function: str, file: str, before: str, af
 )
 def test_a_table_that_is_filled_later_is_read_whole(told: Told, file: str, before: str, after: str) -> None:
     assert told("filled") != told("filled", file, before, after)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"), [("guarded.py", "x // GRAIN", "x % GRAIN"), ("units.py", "= 10", "= 20")]
+)
+def test_helpers_and_imports_within_if_and_try_are_followed(told: Told, file: str, before: str, after: str) -> None:
+    assert told("rough") != told("rough", file, before, after)
+
+
+def test_what_a_star_may_bring_is_refused(told: Told) -> None:
+    with pytest.raises(ValueError, match=r"tried_moods\.starry: `import \*` hides where 'SCALE' comes from"):
+        told("starred")
+    assert told("starred", "starry.py", "import *", "import SCALE")
 
 
 def test_a_lambda_rests_on_what_it_names(told: Told) -> None:

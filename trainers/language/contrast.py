@@ -29,7 +29,7 @@ from trainers.language.draws import ContrastTask, DrawConfig
 from trainers.language.encoder import TEMPLATES
 from trainers.language.heads import Groups, HeadConfig, Heads
 from trainers.language.local import Prompts
-from trainers.language.model import Embedder, Provenance, model_identity, seen_until, sha256
+from trainers.language.model import Embedder, Provenance, model_folder, model_identity, seen_until, sha256
 from trainers.language.pairs import Mined, PairConfig, mine
 from trainers.language.processes import Processes
 from trainers.language.reader import Reader, ReaderConfig
@@ -137,12 +137,14 @@ def contrast(
     progress("mine pairs", 1, 1)
     prepared = prepare(config, schema, mined, progress)
     tune(prepared.reader, prepared.task, config.tune, run, progress)
+    before = Provenance.read(model_folder(config.model, config.revision))
     note = Provenance(
         stage="contrast",
         base=base,
-        available_at=seen_until(config.model, config.revision, cut),
+        available_at=seen_until(before, cut),
         config=to_plain(config),
         embedder=prepared.embedder(config),
+        before=before,
     )
     if Processes.join().first:
         heads = prepared.reader.heads

@@ -122,6 +122,7 @@ class Provenance:
         available_at: the cut-off of the data that it saw; nothing that it writes was available before.
         config: the whole configuration of its run, as plain data.
         embedder: how it reads texts; None for a plain language model.
+        before: the note of the model it was made from, as it was then; None for one that `scenerank` did not train.
     """
 
     stage: Literal["pretrain", "contrast"]
@@ -129,6 +130,7 @@ class Provenance:
     available_at: datetime
     config: Mapping[str, Any]
     embedder: Embedder | None = None
+    before: Provenance | None = None
 
     def write(self, folder: Path) -> None:
         (folder / NOTE).write_text(json.dumps(to_plain(self), indent=1, sort_keys=True))
@@ -145,10 +147,9 @@ class Provenance:
             raise ModelError(f"{path}: {error}; train the model again") from error
 
 
-def seen_until(model: str, revision: str, cut: datetime) -> datetime:
+def seen_until(before: Provenance | None, cut: datetime) -> datetime:
     """From when on a model that learns from data up to `cut` is available: what its base learned from counts, too."""
-    note = Provenance.read(model_folder(model, revision))
-    return max(cut, note.available_at) if note else cut
+    return max(cut, before.available_at) if before else cut
 
 
 def default_models() -> Path:

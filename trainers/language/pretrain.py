@@ -20,7 +20,7 @@ from trainers.language.adapters import LoraConfig, Tunable, add_tokens, fully, l
 from trainers.language.corpus import Corpus, CorpusConfig, Document, Facts, place_document, read_corpus
 from trainers.language.likelihood import Example, NextToken, Perplexity, completion, encode, perplexity
 from trainers.language.mixture import Mixture, MixtureConfig
-from trainers.language.model import Provenance, model_identity, seen_until
+from trainers.language.model import Provenance, model_folder, model_identity, seen_until
 from trainers.language.run_folder import Run
 from trainers.language.tuning import Progress, TuneConfig, tune
 from trainers.loop import TrainingError
@@ -162,11 +162,13 @@ def _trainable(tunable: Tunable, rows: Sequence[int], config: PretrainConfig) ->
 
 
 def _note(config: PretrainConfig, base: str, corpus: Corpus) -> Provenance:
+    before = Provenance.read(model_folder(config.model, config.revision))
     return Provenance(
         stage="pretrain",
         base=base,
-        available_at=seen_until(config.model, config.revision, corpus.available_at),
+        available_at=seen_until(before, corpus.available_at),
         config=json.loads(json.dumps(to_plain(config), default=str)),
+        before=before,
     )
 
 

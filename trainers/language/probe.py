@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -248,7 +247,7 @@ def _refuse_seen(candidate: Candidate, config: ProbeConfig) -> None:
                 f"{candidate.name} ({candidate.encoder.model}): stage {note.stage} was tuned with {hidden}, and is "
                 f"asked about {config.hold_out}; tune one that holds the same out: `--test`, and the same `--seed`"
             )
-        note = Provenance.read(Path(note.config["model"]))  # what it was tuned from, where that was tuned too
+        note = note.before  # what it was tuned from may have seen what it did not
 
 
 def _hold_out(note: Provenance) -> HoldOut:

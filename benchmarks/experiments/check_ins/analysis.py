@@ -106,7 +106,7 @@ def _difference(
     values = [[float(np.nanmean(gain)) for gain in of] for of in (ours, reference)]
     drawn = [np.stack([resampled(gain, user_B, times_KU) for gain in of]) for of in (ours, reference)]
     absolute, relative = (
-        statistics.paired(values[0], values[1], (drawn[0], drawn[1]), relative=of) for of in (False, True)
+        statistics.paired(values[0], values[1], (drawn[0], drawn[1]), relative=of, one_log=True) for of in (False, True)
     )
     return Difference(
         dataset="foursquare",

@@ -81,6 +81,7 @@ REFUSALS = {
     "missing column": ("lunches.yaml", "poi: dish", "poi: dihs", ["lunches.csv", "'dihs'", "did you mean 'dish'"]),
     "missing file": ("lunches.yaml", "dishes.csv", "plates.csv", ["plates.csv", "no such file"]),
     "template column": ("lunches.yaml", "{price} euros", "{prize} euros", ["pois.text", "'prize'", "'price'"]),
+    "format": ("lunches.yaml", "{price} euros", "{price:.2f} euros", ["pois.text", "{price:...}", "write {price}"]),
     "unknown zone": ("lunches.yaml", "Europe/Helsinki", "Europe/Helsinky", ["lunches.yaml", "Europe/Helsinky"]),
     "half a split": ("lunches.yaml", ", end: 2024-03-06", "", ["split", "end"]),
     "clashing name": ("lunches.yaml", "name: rainfall", "name: position", ["position", "rename"]),
@@ -202,6 +203,17 @@ def test_an_id_is_one_id_in_files_that_hold_it_as_different_types(tmp_path: Path
     assert rows_of["click"].to_list() == [1, 0, 1, 1, 0]
     file.write_text(file.read_text().replace("first.csv, ", ""))
     assert frame(load(file), "pois")["poi_id"].sort().to_list() == ["7", str(large)], "nor by way of a float"
+
+
+def test_a_log_of_more_files_than_a_year_has_days(tmp_path: Path) -> None:
+    for n in range(400):
+        (tmp_path / f"{n:03}.csv").write_text(f"user,item,clicked,time\nu{n},p,1,{1_700_000_000 + n}\n")
+    file = tmp_path / "m.yaml"
+    files = ", ".join(f"{n:03}.csv" for n in range(400))
+    file.write_text(
+        f"log: [{files}]\ntime: {{unit: seconds}}\ncolumns: {{user: user, poi: item, time: time, click: clicked}}\n"
+    )
+    assert len(frame(load(file), "users")) == 400
 
 
 def test_lists_of_several_files_are_left_as_they_are() -> None:

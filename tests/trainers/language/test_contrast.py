@@ -132,6 +132,8 @@ def test_what_its_base_saw_counts_for_when_it_is_available(street: Street, tiny_
     Provenance(stage="pretrain", base="", available_at=later, config={}).write(base)
     note = Provenance.read(Path(contrast(street(PLACES, log()), shorter(configuration(base))).model))
     assert note is not None and note.available_at == later
+    shutil.rmtree(base)
+    assert note.before == Provenance(stage="pretrain", base="", available_at=later, config={})
 
 
 def test_layers_below_the_adapters_stay_what_they_were(street: Street, tiny_model: Path) -> None:

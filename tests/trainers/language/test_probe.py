@@ -157,16 +157,13 @@ def test_an_embedder_that_has_seen_the_answers_is_refused(street: Street, tiny_m
 @pytest.mark.parametrize("asked", ["stage 1", "stage 2 upon it"])
 def test_what_stage_1_has_read_counts_too(street: Street, tiny_model: Path, tmp_path: Path, asked: str) -> None:
     workspace = street(PLACES, log())
-    first, second = tmp_path / "first", tmp_path / "second"
-    read = dataclasses.replace(HELD, seed=9)
-    for folder, stage, config in (
-        (first, "pretrain", {"model": "smollm2", "corpus": {"hold_out": to_plain(read)}}),
-        (second, "contrast", {"model": str(first), "pairs": {"clicks": {"hold_out": to_plain(HELD)}}}),
-    ):
-        shutil.copytree(tiny_model, folder)
-        cut = datetime(2026, 3, 3, tzinfo=UTC)
-        Provenance(stage=stage, base="b", available_at=cut, config=config).write(folder)  # type: ignore[arg-type]
-    model = first if asked == "stage 1" else second
+    read, cut = dataclasses.replace(HELD, seed=9), datetime(2026, 3, 3, tzinfo=UTC)
+    corpus, pairs = {"corpus": {"hold_out": to_plain(read)}}, {"pairs": {"clicks": {"hold_out": to_plain(HELD)}}}
+    first = Provenance(stage="pretrain", base="b", available_at=cut, config=corpus)
+    second = Provenance(stage="contrast", base="c", available_at=cut, config=pairs, before=first)  # its folder is gone
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (first if asked == "stage 1" else second).write(model)
     with pytest.raises(ModelError, match=r"stage pretrain was tuned with .*seed=9"):
         probe(workspace, [Candidate(name=asked, encoder=EncoderConfig(model=str(model)))], ProbeConfig(hold_out=HELD))
 
