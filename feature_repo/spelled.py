@@ -22,7 +22,7 @@ from symtable import SymbolTable, symtable
 def spelled(function: Callable[..., object]) -> str:
     """The function's own source, then the definitions that it rests on, by module and name.
 
-    Raises ValueError for what no source tells all of: a closure, anything but a function, a name that `import *` brings.
+    Raises ValueError for what no source tells all of: a closure, anything but a function, names of `import *`.
     """
     function = inspect.unwrap(function)
     if not inspect.isfunction(function) or function.__closure__:
