@@ -1,9 +1,10 @@
-"""Files on disk: a finished file or folder in the place of another, all or nothing; and how a changed one is known."""
+"""Files on disk: a finished one in the place of another, all or nothing; how a changed one is known; locks."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -46,6 +47,21 @@ def replacing(folder: Path) -> Iterator[Path]:
             os.rename(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool, busy: str) -> Iterator[None]:
+    """A lock that many processes of a machine may share, or one has alone; it ends with its process.
+
+    Raises ValueError with the words `busy` where another process holds it otherwise.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(busy) from error
+        yield
 
 
 def _umask() -> int:

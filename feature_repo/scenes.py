@@ -23,7 +23,6 @@ from feature_repo.hours import hour_of_week, local_times
 from feature_repo.spelled import spelled
 
 EVENT_TIME_US = "event_time_us"  # microseconds since the epoch, UTC: the moment of the request
-NUMBERS = frozenset({"temperature"})  # request fields that declared features read as numbers; others are words
 STORED_INPUTS = (columns.LAST_CATEGORY, columns.LAST_SPECIALTY, columns.LAST_ORDER_TIME)
 
 
@@ -36,12 +35,14 @@ class SceneFeature:
         inputs: names of the arguments that `value` gets, in order.
         value: a pure function of a module; the result is the scene value, or None.
         sentence: the text that a language model reads, with `{value}` in it.
+        numbers: those of the inputs that requests carry as numbers; the other fields of requests are words.
     """
 
     name: str
     inputs: tuple[str, ...]
     value: Callable[..., str | None]
     sentence: str
+    numbers: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Changes with anything that changes a value or its text: declarations are compared by it.
@@ -110,6 +111,7 @@ FEATURES: tuple[SceneFeature, ...] = (
     SceneFeature(
         name="temperature_band",
         inputs=("temperature",),
+        numbers=("temperature",),
         value=temperature_band,
         sentence="The air outside feels {value}.",
     ),
@@ -139,10 +141,20 @@ FEATURES: tuple[SceneFeature, ...] = (
 
 
 def features_of(schema: Schema) -> tuple[SceneFeature, ...]:
-    """The scene features of a dataset: declared ones whose inputs it has, then its own fields as they stand."""
-    fields = (f.name for f in schema.request_fields if (f.dtype == "float") == (f.name in NUMBERS))
-    at_hand = {EVENT_TIME_US, columns.LOCAL_TIME, *STORED_INPUTS, *fields}
-    declared = tuple(f for f in FEATURES if at_hand.issuperset(f.inputs))
+    """The scene features of a dataset: declared ones whose inputs it has, then its own fields as they stand.
+
+    Raises DataError for a field of numbers that a declared feature would read as words, and for two meanings of a name.
+    """
+    numbers = {f.name for f in schema.request_fields if f.dtype == "float"}
+    at_hand = {EVENT_TIME_US, columns.LOCAL_TIME, *STORED_INPUTS, *(f.name for f in schema.request_fields)}
+    # A field that a dataset has in words is a feature of its own.
+    declared = tuple(f for f in FEATURES if at_hand.issuperset(f.inputs) and numbers.issuperset(f.numbers))
+    for feature in declared:
+        if unread := sorted(numbers.intersection(feature.inputs).difference(feature.numbers)):
+            raise DataError(
+                f"scene feature {feature.name!r} reads {unread} of {schema.dataset}, which are numbers: declare it "
+                f"with numbers={tuple(unread)} in feature_repo/scenes.py, or call the field otherwise"
+            )
     taken = {f.name for f in declared}
     if other := sorted({f.name for f in declared if f.inputs != (f.name,)}.intersection(schema.scene_fields)):
         raise DataError(

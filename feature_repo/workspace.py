@@ -66,6 +66,11 @@ class Workspace:
         return self.root / "stream.db"
 
     @property
+    def stream_lock(self) -> Path:
+        """Held by all that stream clicks into the online store (`files.locked`), and by whatever empties it."""
+        return self.root / "stream.lock"
+
+    @property
     def feedback(self) -> Path:
         """What became of answers, where no other database is named."""
         return self.root / "feedback.db"

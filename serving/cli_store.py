@@ -63,6 +63,7 @@ def stream(
     be mended and sent again. A store or a server that is away is waited for. Stopped or killed, it goes on where it
     was. One process reads one file or stream.
     """
+    from feature_repo.files import locked
     from feature_repo.store import open_store
     from feature_repo.streaming.consume import Consumer
     from feature_repo.streaming.ledger import Ledger
@@ -84,7 +85,9 @@ def stream(
             record.forget()
         source = FileTail(file) if file is not None else RedisStream(redis, str(redis_stream))
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-        Consumer(open_store(target), source, record).run(Watch(once=once).stopped, wait_s=0.2 if once else 1.0)
+        busy = f"`scenerank data` is at work in {target.root}: stream when it is done"
+        with locked(target.stream_lock, shared=True, busy=busy):
+            Consumer(open_store(target), source, record).run(Watch(once=once).stopped, wait_s=0.2 if once else 1.0)
 
 
 class FeedbackAction(Enum):

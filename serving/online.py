@@ -20,7 +20,7 @@ from feast.errors import FeatureViewNotFoundException
 from feast.infra.provider import get_provider
 from feast.types import from_feast_to_pyarrow_type
 
-from feature_repo.stores.packed import Columns, PackedOnlineStore, Plan, StoreUnavailable
+from feature_repo.stores.packed import Columns, Plan, StoreUnavailable, packed_store
 
 # What clients of stores raise where nobody answers: errors of connections, which Redis has under these names too, and
 # the two that PEP 249 gives every client of a database. They go by their names: of all the clients that Feast knows,
@@ -129,7 +129,7 @@ def open_view(store: FeatureStore, name: str, features: Sequence[str]) -> View:
         keys=frozenset(view.join_keys),
         ttl_us=int(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
         types={feature: from_feast_to_pyarrow_type(types[feature]) for feature in features},
-        plan=packed.prepare(store.config, view, features) if (packed := _packed(store)) else None,
+        plan=packed.prepare(store.config, view, features) if (packed := packed_store(store)) else None,
     )
 
 
@@ -146,7 +146,7 @@ def fetch(
     """
     if not views:
         return []
-    packed = _packed(store)
+    packed = packed_store(store)
     if packed is not None:
         asked = [(view.plan, {key: keys[key] for key in view.keys}) for view in views if view.plan is not None]
         answers = packed.read(store.config, asked, time_us)
@@ -171,13 +171,8 @@ def fetch(
 
 def is_local(store: FeatureStore) -> bool:
     """Whether reads of this store wait for nobody else."""
-    packed = _packed(store)
+    packed = packed_store(store)
     return packed is not None and packed.is_local
-
-
-def _packed(store: FeatureStore) -> PackedOnlineStore | None:
-    online = store._get_provider().online_store  # Feast has no public way to a plug-in
-    return online if isinstance(online, PackedOnlineStore) else None
 
 
 def _of_columns(view: View, columns: Columns) -> Read:

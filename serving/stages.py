@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from feature_repo import columns
 from feature_repo.datasets.choose import Choice
 from feature_repo.datasets.schema import Dataset, Schema
-from feature_repo.files import state_of
+from feature_repo.files import locked, state_of
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import REPOSITORY, Workspace
 
@@ -86,7 +86,12 @@ def data(workspace: Workspace, choice: Choice, report: Report) -> bool:
         _forget_prompted(workspace)
         _forget_online(workspace)
 
-    _write(workspace, choice.load(report), report, forget)
+    busy = (
+        f"clicks are being streamed into {workspace.root}, whose online store other data would empty: stop "
+        "`scenerank stream`, and let it run with --again when the store is filled"
+    )
+    with locked(workspace.stream_lock, shared=False, busy=busy):
+        _write(workspace, choice.load(report), report, forget)
     stamp.set()
     return True
 

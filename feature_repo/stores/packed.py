@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import Entity, FeatureView
+from feast import Entity, FeatureStore, FeatureView
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.online_store import OnlineStore
@@ -343,3 +343,9 @@ def _protobufs(array: pa.Array, slot: Slot, kind: ValueType) -> list[Value]:
         return [Value() if data is None else Value.FromString(data) for data in array.to_pylist()]
     protos: list[Value] = python_values_to_proto_values(array.to_pylist(), kind)
     return protos
+
+
+def packed_store(store: FeatureStore) -> PackedOnlineStore | None:
+    """The online store of a feature store, where it is one of these."""
+    online = store._get_provider().online_store  # Feast has no public way to a plug-in
+    return online if isinstance(online, PackedOnlineStore) else None

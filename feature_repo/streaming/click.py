@@ -34,7 +34,7 @@ class Click(BaseModel):
 
     Args:
         event_id: of the event, the same whenever it is sent again; only the first one counts.
-        time: of the click, with its zone; from 1970 on.
+        time: of the click, with its zone, from 1970 on; what the log will say of it (its outcome), or it counts twice.
         ordered: whether it ended in an order.
     """
 

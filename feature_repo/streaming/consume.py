@@ -23,6 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from feature_repo import columns
 from feature_repo.aggregates import USER_STATE, USER_STATE_PUSH
+from feature_repo.stores.packed import packed_store
 from feature_repo.streaming.click import BadClick, Click, parse
 from feature_repo.streaming.ledger import Ledger, Rejected
 from feature_repo.streaming.source import Message, Source
@@ -62,6 +63,9 @@ class Step:
 class Consumer:
     """Keeps `user_state` up with one source.
 
+    Raises ValueError for an online store that does not keep the newer one of two states: whoever fills it from the log
+    would take the clicks of the stream back.
+
     Args:
         now: the clock; a log of the past that is replayed has one of its own.
     """
@@ -73,7 +77,13 @@ class Consumer:
         ledger: Ledger,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._store, self._source, self._ledger, self._now = store, source, ledger, now
+        online = packed_store(store)
+        if online is None:
+            raise ValueError(
+                f"clicks need an online store that keeps the newer one of two states, and "
+                f"{store.config.online_store.type!r} does not; apply the profile embedded, redis or cluster"
+            )
+        self._store, self._online, self._source, self._ledger, self._now = store, online, source, ledger, now
         self._resumed = False
 
     def run(
@@ -142,7 +152,7 @@ class Consumer:
     def _kinds(self, poi_ids: Iterable[str]) -> dict[str, Kind]:
         """Of the POIs that the store knows."""
         wanted = (columns.NAME, columns.CATEGORY, columns.SPECIALTY)
-        found = self._online("poi_profile", columns.POI_ID, sorted(poi_ids), wanted)
+        found = self._read("poi_profile", columns.POI_ID, sorted(poi_ids), wanted)
         return {
             poi: Kind(row[columns.CATEGORY], row[columns.SPECIALTY])
             for poi, row in found.items()
@@ -153,7 +163,7 @@ class Consumer:
         of_user: defaultdict[str, list[Click]] = defaultdict(list)
         for click in clicks:
             of_user[click.user_id].append(click)
-        before = self._online(USER_STATE, columns.USER_ID, list(of_user), tuple(UserState().row()))
+        before = self._read(USER_STATE, columns.USER_ID, list(of_user), tuple(UserState().row()))
         after = {user: UserState.of(before[user]).after(some, kinds) for user, some in of_user.items()}
         table = pd.DataFrame([{columns.USER_ID: user, **state.row()} for user, state in after.items()])
         table[columns.LAST_ORDER_TIME] = table[columns.LAST_ORDER_TIME].astype("Int64")
@@ -162,13 +172,14 @@ class Consumer:
         table[columns.CREATED_TIMESTAMP] = pd.Timestamp(self._now())
         self._store.push(USER_STATE_PUSH, table)
 
-    def _online(self, view: str, key: str, ids: list[str], features: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """A row of each id, nulls where there is nothing."""
+    def _read(self, view: str, key: str, ids: list[str], features: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """A row of each id, nulls where there is nothing; however old, as a state that expired is still true."""
         if not ids:
             return {}
-        asked = [f"{view}:{feature}" for feature in features]
-        found = self._store.get_online_features(asked, {key: ids}).to_dict()
-        return {one: {feature: found[feature][at] for feature in features} for at, one in enumerate(ids)}
+        plan = self._online.prepare(self._store.config, self._store.get_feature_view(view), list(features))
+        found = self._online.read(self._store.config, [(plan, {key: ids})], None)[0].values
+        columns_of = {feature: found[feature].to_pylist() for feature in features}
+        return {one: {feature: columns_of[feature][at] for feature in features} for at, one in enumerate(ids)}
 
 
 def _counted(new: Sequence[tuple[Message, Click]], kinds: Collection[str]) -> tuple[list[Click], list[Rejected]]:

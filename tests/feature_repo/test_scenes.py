@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
@@ -83,6 +84,20 @@ def test_words_are_not_taken_for_the_numbers_that_a_declared_feature_reads():
     values = scenes.evaluate({scenes.EVENT_TIME_US: [0], "temperature": ["chilly"]}, wanted)
     assert values[columns.scene("temperature")] == ["chilly"]
     assert columns.scene("temperature_band") not in values
+
+
+def test_a_number_is_read_by_a_feature_that_says_so(monkeypatch):
+    def wetness(rainfall: float | None) -> str | None:
+        return None if rainfall is None else "wet" if rainfall > 1 else "dry"
+
+    wanted = schema(RequestField(name="rainfall", dtype="float"))
+    feature = scenes.SceneFeature(name="wetness", inputs=("rainfall",), value=wetness, sentence="It is {value}.")
+    monkeypatch.setattr(scenes, "FEATURES", (feature,))
+    with pytest.raises(DataError, match=r"'wetness' reads \['rainfall'\] of tiny, which are numbers.*numbers="):
+        scenes.features_of(wanted)
+    monkeypatch.setattr(scenes, "FEATURES", (replace(feature, numbers=("rainfall",)),))
+    values = scenes.evaluate({scenes.EVENT_TIME_US: [0, 0], "rainfall": [3.0, None]}, wanted)
+    assert values[columns.scene("wetness")] == ["wet", None]
 
 
 def test_a_scene_field_cannot_take_the_name_of_another_feature():

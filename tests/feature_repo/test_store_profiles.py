@@ -12,7 +12,8 @@ import pytest
 from feast import FileSource
 
 from feature_repo import columns
-from feature_repo.datasets.schema import Schema
+from feature_repo.datasets.choose import Choice
+from feature_repo.datasets.schema import DataError, Dataset, Schema
 from feature_repo.store import PROJECT_VARIABLE, open_store
 from feature_repo.workspace import Workspace
 from serving import stages
@@ -93,9 +94,19 @@ def test_other_data_find_an_empty_online_store(city, profile, servers, request, 
     with stages.quiet():
         store.materialize(stages.BEGINNING, end, ["poi_profile"])
         assert category() is not None
+        with pytest.raises(DataError, match="are missing"):
+            stages.data(workspace, Choice(None, lambda report: broken(city), ()), lambda what, done, total: None)
+        assert category() is not None, "a log that is refused leaves all as it was"
         stages._forget_online(workspace)
         stages.apply(workspace, profile)
         assert category() is None
+
+
+def broken(city) -> Dataset:
+    """A data set without a table that it needs."""
+    schema = Schema.load(city.workspace.schema)
+    tables = {name: pq.read_table(city.workspace.source(name)) for name in schema.tables() if name != "users"}
+    return Dataset(schema=schema, tables=tables)
 
 
 def test_a_name_that_another_workspace_has_is_refused_until_it_gets_its_own(city, postgres, monkeypatch, tmp_path):

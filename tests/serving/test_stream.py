@@ -59,9 +59,11 @@ def test_a_follower_says_how_it_goes_when_it_is_stopped_and_goes_on_later(place,
         until = time.monotonic() + 60
         while time.monotonic() < until and not _dealt_with(record, "e10"):
             time.sleep(0.1)
+        refused = place.scenerank("data", "city", "--size", "small", "--seed", "77", check=False)
         follower.send_signal(signal.SIGTERM)
         said, _ = follower.communicate(timeout=30)
     assert follower.returncode == 0 and "1 clicks, 0 repeated, 0 left out" in said
+    assert refused.returncode == 2 and "clicks are being streamed into" in refused.stderr
     with file.open("a") as more:
         more.write(click(place, "e10", "u1", poi) + click(place, "e11", "u2", poi))
     assert "1 clicks, 1 repeated" in place.scenerank("stream", str(file), "--once").stdout

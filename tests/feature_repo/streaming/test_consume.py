@@ -23,6 +23,7 @@ from redis import Redis
 from feature_repo import columns
 from feature_repo.aggregates import USER_STATE
 from feature_repo.datasets.schema import Schema
+from feature_repo.stores.packed import packed_store
 from feature_repo.streaming import redis_stream
 from feature_repo.streaming.consume import Consumer, Step
 from feature_repo.streaming.ledger import Ledger
@@ -116,7 +117,42 @@ def shuffled(lines: list[str], seed: int = 0) -> list[str]:
     return twice
 
 
-@pytest.mark.parametrize("online", [SQLITE, REDIS, FEAST], ids=["packed sqlite", "packed redis", "feast's sqlite"])
+def test_a_store_that_would_take_clicks_back_is_refused(city, tmp_path):
+    place = Place(tmp_path, city.workspace, FEAST)
+    with pytest.raises(ValueError, match=r"'sqlite' does not; apply the profile"):
+        place.consumer(FileTail(tmp_path / "clicks.jsonl"))
+
+
+def test_a_state_that_expired_is_added_to(city, tmp_path):
+    """Its time to live is four weeks: whoever asks then is told nothing, and what a click says is no less for it."""
+    place = Place(tmp_path, city.workspace, SQLITE | {"expire": True})
+    poi = json.loads(place.clicks[0])["poi_id"]
+    user = next(user for user in place.users if len(recent(place, user)) > 1)
+    late = place.split.end + timedelta(days=60)
+    (tmp_path / "clicks.jsonl").write_text(
+        json.dumps({"event_id": "late", "user_id": user, "poi_id": poi, "time": late.isoformat()}) + "\n"
+    )
+    before = recent(place, user)
+    consumer = Consumer(
+        place.open(),
+        FileTail(tmp_path / "clicks.jsonl"),
+        Ledger(f"sqlite:///{tmp_path}/stream.db"),
+        lambda: late + timedelta(days=1),
+    )
+    consumer.step(wait_s=0)
+    assert recent(place, user) == [poi, *before][: columns.RECENT_LENGTH]
+
+
+def recent(place: Place, user: str) -> list[str]:
+    """A user's places, however old."""
+    store = place.open()
+    online = packed_store(store)
+    plan = online.prepare(store.config, store.get_feature_view(USER_STATE), [columns.RECENT_POIS])
+    found = online.read(store.config, [(plan, {columns.USER_ID: [user]})], None)[0]
+    return found.values[columns.RECENT_POIS].to_pylist()[0] or []
+
+
+@pytest.mark.parametrize("online", [SQLITE, REDIS], ids=["sqlite", "redis"])
 def test_clicks_in_any_order_end_where_the_log_ends(city, truth, tmp_path, redis_address, online):
     online = online | ({"connection_string": f"{redis_address},db=5"} if online == REDIS else {})
     place = Place(tmp_path, city.workspace, online)
