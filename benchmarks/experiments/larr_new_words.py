@@ -1,7 +1,8 @@
 """Cities that speak of other things in other words than the one in which everything was developed.
 
-Three cities are drawn from a reserve of concept words; each gives three samples of people. The language model is the
-one that was tuned on the development city: it has not met their words in training.
+Three cities are drawn from a reserve of concept words; each gives three samples of people, which are the same in all
+cities, so that the nine runs are no nine independent ones. The language model is the one that was tuned on the
+development city: it has not met their words in training.
 """
 
 from __future__ import annotations

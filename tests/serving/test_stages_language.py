@@ -88,3 +88,5 @@ def test_the_verbs_tune_and_test_an_embedder(
     assert (workspace.language / "probe" / "probe.md").is_file()
     wrong = scenerank("contrast", "--weight", "user_user", *common)
     assert wrong.exit_code == 2 and "'user_user' is not kind=number" in wrong.words
+    none = scenerank("contrast", "--layers", "0", *common)
+    assert none.exit_code == 2 and "0 is not in the range x>=1" in none.words
