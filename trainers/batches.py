@@ -49,7 +49,10 @@ class InMemory:
     lists: bool = False
 
     def steps(self, size: int) -> int:
-        return math.ceil(len(self.whole) / size)
+        if not self.lists:
+            return math.ceil(len(self.whole) / size)
+        group_B = self._groups()
+        return sum(1 for _ in whole_lists(torch.argsort(group_B), group_B, size))  # of one order; others differ little
 
     def sample(self) -> Batch:
         return self.whole
@@ -103,7 +106,11 @@ class Streamed:
     lists: bool = False
 
     def steps(self, size: int) -> int:
-        return math.ceil(sum(pq.read_metadata(path).num_rows for path in self.files) / size)
+        rows = sum(pq.read_metadata(path).num_rows for path in self.files)
+        if not self.lists:
+            return math.ceil(rows / size)
+        buffer = InMemory(self.sample(), lists=True)
+        return math.ceil(buffer.steps(size) * rows / len(buffer.whole))
 
     def sample(self) -> Batch:
         return next(self._buffers(self.files))
@@ -129,10 +136,12 @@ class Streamed:
 
 def fit_encoding(files: Sequence[Path], schema: Schema, scaler_rows: int = 500_000) -> Encoding:
     """`Encoding.fit` for parts larger than memory: vocabularies from all rows, column by column; scalers (ranges
-    too) and rates from about `scaler_rows` rows, read from files spread evenly over the part."""
+    too) and rates from about `scaler_rows` rows, read from files spread evenly over the part, the first and the last
+    among them: counts grow, and what lies beyond a range is cut off."""
     rows = sum(pq.read_metadata(path).num_rows for path in files)
-    step = max(1, math.floor(rows / scaler_rows))
-    encoding = Encoding.fit(pa.concat_tables([pq.read_table(path) for path in files[::step]]), schema)
+    wanted = min(len(files), max(2, math.ceil(len(files) * scaler_rows / rows)))
+    spread = [files[round(at * (len(files) - 1) / max(wanted - 1, 1))] for at in range(wanted)]
+    encoding = Encoding.fit(pa.concat_tables([pq.read_table(path) for path in spread]), schema)
     vocabularies = {
         name: Vocabulary.fit(pa.concat_tables([pq.read_table(path, columns=[name]) for path in files])[name])
         for name in encoding.vocabularies

@@ -39,7 +39,7 @@ class FitConfig:
         schedule: after that "constant", or down to zero at the last planned epoch by a "cosine".
         weight_decay: for all but embedding tables, whose rare rows decay would erase.
         table_decay: for embedding tables; not available for tables large enough to have sparse gradients.
-        clip: longest gradient of a step.
+        clip: longest gradient of a step, over all weights but tables large enough to have sparse gradients.
         watch: the validation measure that early stopping maximises; "auc" is the mean of click's and order's.
     """
 
@@ -95,7 +95,7 @@ def fit(
         measure: called in eval mode after each epoch.
         seed: of the order of rows and of dropout; the caller's random state is left as it was.
     Raises:
-        TrainingError: a loss or a score that is not finite, a loss of exactly zero, or no rows.
+        TrainingError: a loss or a score that is not finite, an epoch whose losses are all exactly zero, or no rows.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -128,6 +128,11 @@ def _fit(
             progress(optimizer.steps, planned, _note(epochs))
         if not seen:
             raise TrainingError("the training part has no rows; widen the time range of the pull")
+        if totals["total"] == 0.0:
+            raise TrainingError(
+                f"epoch {len(epochs)}: all losses are exactly zero: nothing is compared (labels of one kind, weights "
+                "of zero, or lists without a click)"
+            )
         seconds = time.perf_counter() - started
         rows, busy = rows + seen, busy + seconds
         network.eval()
@@ -181,11 +186,8 @@ class Optimizer:
                 group["lr"] = self.config.learning_rate * self._pace()
         losses = objective(batch)
         values = {"total": float(losses.total.detach()), **{name: float(v) for name, v in losses.parts.items()}}
-        if not math.isfinite(values["total"]) or values["total"] == 0.0:
-            raise TrainingError(
-                f"step {self.steps}: the loss is {values}; one that is not finite means a learning rate too high or "
-                "broken inputs, one of exactly zero that nothing is compared (labels of one kind, weights of zero)"
-            )
+        if not math.isfinite(values["total"]):
+            raise TrainingError(f"step {self.steps}: the loss is {values}: a learning rate too high, or broken inputs")
         losses.total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.dense, self.config.clip)
         for half in self.halves:

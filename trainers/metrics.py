@@ -156,10 +156,15 @@ def log_loss(probability: np.ndarray, label: np.ndarray) -> float:
 
 
 def ece(probability: np.ndarray, label: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Expected calibration error: |mean prediction - observed rate|, over bins of equal count, weighted by rows."""
+    """Expected calibration error: |mean prediction - observed rate|, over bins of equal count, weighted by rows.
+
+    Rows of one prediction count with their common rate, so that their order says nothing where bins part them.
+    """
+    _, tie, count = np.unique(probability, return_inverse=True, return_counts=True)
+    rate = (np.bincount(tie, weights=label > 0) / count)[tie]
     order = np.argsort(probability, kind="stable")
     parts = [part for part in np.array_split(order, min(bins, len(order))) if len(part)]
-    gaps = [abs(probability[part].mean() - (label[part] > 0).mean()) * len(part) for part in parts]
+    gaps = [abs(probability[part].mean() - rate[part].mean()) * len(part) for part in parts]
     return float(sum(gaps) / len(probability))
 
 

@@ -113,8 +113,9 @@ def build(
         _clicks(name, table, inputs, data.pois)
         for name, table in (("train", data.train), ("valid", data.valid), ("test", data.test))
     )
-    torch.manual_seed(seed)
-    towers = _towers(config.tower, inputs, items, train, None if data.text is None else data.text.matrix)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        towers = _towers(config.tower, inputs, items, train, None if data.text is None else data.text.matrix)
     fit(towers, train, valid, config.fit, seed, progress)
     # The index serves the time after the log: POIs that opened since training have their text by then.
     served = inputs.items(data.pois, data.text, int(data.schema.split.end.timestamp() * 1e6))

@@ -175,9 +175,9 @@ def join(
     if len(pulled) != len(spine) or pc.count_distinct(pulled[columns.ROW_ID]).as_py() != len(spine):
         raise TrainingSetError(
             f"the join of {service} returned {len(pulled)} rows for {len(spine)} impressions; "
-            "the offline store loses or doubles rows: use the DuckDB store"
+            "the offline store loses or doubles rows; use that of the project's profiles (feature_repo/stores/asof.py)"
         )
-    ordered = pulled.sort_by(columns.ROW_ID)
+    ordered = pulled.take(pc.index_in(spine[columns.ROW_ID], value_set=pulled[columns.ROW_ID].combine_chunks()))
     values = ordered.drop_columns([name for name in ordered.column_names if name in asked.column_names])
     table = asked
     types = _declared(store, service)

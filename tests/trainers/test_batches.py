@@ -31,6 +31,13 @@ def batch(pull: pa.Table, pull_schema: Schema) -> Batch:
     return Batch.from_arrow(table, Encoding.fit(pull, pull_schema))
 
 
+def test_steps_of_lists_are_those_of_an_epoch(batch: Batch) -> None:
+    """Lists of five at most eight a batch: forty batches of one list, where rows alone would fill twenty-five."""
+    lists = InMemory(batch, lists=True)
+    assert lists.steps(8) == len(list(lists.epoch(8, torch.Generator().manual_seed(0)))) == 40
+    assert InMemory(batch).steps(8) == 25
+
+
 def test_rows_know_their_request_and_how_they_were_drawn(batch: Batch) -> None:
     assert batch.request_B is not None and batch.log_q_B is not None
     assert batch.request_B.tolist() == [row // 5 for row in range(200)]

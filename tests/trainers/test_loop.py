@@ -118,10 +118,17 @@ def test_the_best_epoch_comes_back_and_patience_ends_training() -> None:
     assert torch.equal(network.line.weight, kept[1])
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
-def test_a_loss_that_is_none_stops_training(value: float) -> None:
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (float("nan"), "step 0: the loss is"),
+        (float("inf"), "step 0: the loss is"),
+        (0.0, "epoch 0: all losses are exactly zero"),
+    ],
+)
+def test_a_loss_that_is_none_stops_training(value: float, told: str) -> None:
     network = fresh()
-    with pytest.raises(TrainingError, match="step 0: the loss is"):
+    with pytest.raises(TrainingError, match=told):
         fit(
             network,
             lambda batch: Losses(network.line.weight.sum() * 0 + value, {}),
@@ -130,6 +137,18 @@ def test_a_loss_that_is_none_stops_training(value: float) -> None:
             FitConfig(),
             seed=0,
         )
+
+
+def test_a_batch_that_teaches_nothing_is_no_fault() -> None:
+    """One click alone has nothing to be compared with; an epoch may end in such a batch."""
+    network = fresh()
+
+    def objective(batch: Batch) -> Losses:
+        losses = network.loss(batch)
+        return losses if len(batch) > 1 else Losses(losses.total * 0, losses.parts)
+
+    history = fit(network, objective, InMemory(part(61)), scores([1.0]), FitConfig(epochs=1, batch_size=20), seed=0)
+    assert history.epochs[0].losses["total"] > 0
 
 
 def test_a_score_that_is_none_stops_training() -> None:
@@ -186,6 +205,10 @@ def test_streamed_files_give_every_row_once(tmp_path: Path, pull: pa.Table, pull
     whole = Encoding.fit(pull, pull_schema)
     assert encoding.vocabularies == whole.vocabularies and encoding.rates == whole.rates
     streamed = Streamed(tuple(files), encoding, buffer_rows=2000)
+    oldest_and_newest = fit_encoding(files, pull_schema, scaler_rows=3000)
+    assert (
+        oldest_and_newest.scalers == Encoding.fit(pa.concat_tables([pull[:1500], pull[4500:6000]]), pull_schema).scalers
+    )
     assert streamed.steps(256) == 24 and len(streamed.sample()) >= 2000
     batches = list(streamed.epoch(256, torch.Generator().manual_seed(1)))
     expected = Batch.from_arrow(pull, encoding)

@@ -53,6 +53,16 @@ def test_ece_by_hand() -> None:
     assert ece(true, happened) < 0.02 < ece(true**2, happened)
 
 
+def test_ece_does_not_depend_on_the_order_of_ties() -> None:
+    """Of a thousand rows that are all said to be even, half are clicked: no error, whichever half comes first."""
+    even, label = np.full(1000, 0.5), np.repeat([0, 1], 500)
+    assert ece(even, label) == ece(even, label[::-1]) == pytest.approx(0, abs=1e-12)
+    probability = np.repeat([0.2, 0.4, 0.7], 111)
+    label = (np.random.default_rng(0).random(333) < probability).astype(np.int8)
+    order = np.random.default_rng(1).permutation(333)
+    assert ece(probability, label) == pytest.approx(ece(probability[order], label[order]), abs=1e-12) != 0
+
+
 def test_report_tells_scenarios_and_the_best_attainable() -> None:
     rng = np.random.default_rng(1)
     n = 4000

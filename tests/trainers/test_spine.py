@@ -44,6 +44,24 @@ def test_rows_come_in_the_order_of_their_ids(tmp_path):
     assert read_entities(path, SCHEMA)[columns.USER_ID].to_pylist() == ["b", "a"]
 
 
+def test_ids_in_a_csv_are_the_words_that_stand_there(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(CSV.replace("+02:00", "").replace("u1,p1,home", "007,1.50,1e3").replace("u2,p1", "012,p1"))
+    table = read_entities(path, SCHEMA)
+    assert [table[name].to_pylist() for name in table.column_names[:3]] == [
+        ["007", "012"],
+        ["1.50", "p1"],
+        ["1e3", "home"],
+    ]
+
+
+def test_columns_that_are_none_of_an_impression_are_left_out(tmp_path):
+    """A feature's own name, say, in a file that a pull wrote."""
+    path = tmp_path / "rows.csv"
+    path.write_text(CSV.replace("+02:00", "").replace("temperature", "category_key"))
+    assert "category_key" not in read_entities(path, SCHEMA).column_names
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -52,6 +70,7 @@ def test_rows_come_in_the_order_of_their_ids(tmp_path):
         ("rows.csv", CSV.replace("2015-03-01T10:00:00", "yesterday"), "event_timestamp is string"),
         ("rows.csv", CSV.replace("+02:00,", ",warm").replace("+02:00", ""), "temperature is string, not double"),
         ("rows.csv", CSV.replace("+02:00", "").replace("2015-03-01T11:00:00", ""), "row 1 has no event_timestamp"),
+        ("rows.csv", CSV.replace("+02:00", "").replace("u2,", ","), "row 1 has no user_id"),
         (
             "rows.csv",
             CSV.replace("+02:00", "").replace("temperature", "row_id").replace(",\n", ",4\n"),

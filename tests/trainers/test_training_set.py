@@ -148,6 +148,15 @@ def test_a_backfill_in_parts_equals_one_in_one_piece(repo):
     assert parts.equals(whole.combine_chunks())
 
 
+def test_rows_keep_their_values_in_any_order(repo):
+    spine = impressions([1, 2, 11, 12, 13])
+    whole = training_set.join(repo.workspace, repo.store, "rated", spine)
+    mixed = pa.array([3, 0, 4, 2, 1])
+    found = training_set.join(repo.workspace, repo.store, "rated", spine.take(mixed))
+    assert found.equals(whole.take(mixed).combine_chunks()) or found.to_pylist() == whole.take(mixed).to_pylist()
+    assert len(set(whole["rating"].to_pylist())) > 1
+
+
 def test_a_backfill_goes_on_where_it_was_interrupted(repo):
     folder = training_set.backfill(repo.workspace, repo.store, pull(), part_rows=2)
     (folder / "part-00001.parquet").unlink()

@@ -4,7 +4,8 @@ Utilization: the scene vector c joins the flat input, and so does its product wi
 soup" is a preference of a scene for a kind of POI, and a product learns it from few rows where an MLP over [c ; poi]
 needs many. Guidance: c and a collaborative vector r, tapped from the ranker, are projected to where InfoNCE pulls the
 pairs of one row together (`trainers.losses`). The same two uses with ids in place of vectors make the honest baseline
-PLE + scene ids: it differs from LARR only in what a scene value's token is made of.
+PLE + scene ids. As `trainers.recipes` has them the two differ in more: LARR aggregates tokens by an encoder, is guided,
+and reads the vector of the POI's text; experiments take these apart (`larr_aggregation`, `larr_alignment`).
 
 Letters: B rows, U distinct scenes, C scene width, P product width, I flat width, A width of the alignment space.
 """

@@ -3,7 +3,7 @@
 Wang et al.: "LLM4MSR: An LLM-Enhanced Paradigm for Multi-Scenario Recommendation", CIKM 2024 (arXiv 2406.12529). For a
 row x of user u and scenario s, with knowledge vectors h_u, h_s and any backbone:
 
-    x' = MetaLayers_user(x; h_u),   logits = backbone(x') + head(MetaLayers_scenario(A x; h_s))
+    x' = MetaLayers_user(x; h_u),   logits = backbone(x') + head(MetaLayers_scenario(relu(A x + a); h_s))
 
 Where the parallel branch joins is not published: `merge` names the ways. Vectors come from the feature store and are
 frozen; a missing one is a learned vector. With ids in place of vectors the same layers tell whether knowledge helps, or

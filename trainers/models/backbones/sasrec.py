@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from feature_repo import columns
 from trainers.models.backbones.backbone import BackboneSizes
 from trainers.models.by_scenario import ScenarioTowers
 from trainers.models.embedding import Features
@@ -37,7 +38,8 @@ class SasRec(nn.Module):
     class Config:
         """
         Args:
-            length: the longest list of recent POIs. width, heads, blocks, feed_forward: of the transformer.
+            length: how many of the newest recent POIs are read, at most `columns.RECENT_LENGTH`.
+            width, heads, blocks, feed_forward: of the transformer.
             layer_widths: of the perceptron over flat input and interest.
         """
 
@@ -58,6 +60,10 @@ class SasRec(nn.Module):
         def __post_init__(self) -> None:
             if not self.layer_widths or min(self.length, self.heads, self.blocks, self.feed_forward) < 1:
                 raise ValueError(f"SASRec needs at least one position, head, block and layer, got {self}")
+            if self.length > columns.RECENT_LENGTH:
+                raise ValueError(
+                    f"lists of recent POIs have {columns.RECENT_LENGTH} places, so length is no more: {self}"
+                )
             if self.width < 1 or self.width % self.heads:
                 raise ValueError(f"heads share the token width, so they divide it; got {self}")
 
@@ -87,11 +93,13 @@ class SasRec(nn.Module):
 
     def _interest(self, query_BW: Tensor, features: Features) -> Tensor:
         """What the candidate finds in the row's own list."""
-        rows, recent = features.recent_known_BN.shape
-        token_BNW = self.token(features.recent_BNE) + self.position_NW[:recent]
-        token_BNW = token_BNW + features.recent_age_BN[:, :, None] * self.age_W
+        recent = min(len(self.position_NW), features.recent_known_BN.shape[1])
+        known_BN = features.recent_known_BN[:, :recent]
+        rows = len(known_BN)
+        token_BNW = self.token(features.recent_BNE[:, :recent]) + self.position_NW[:recent]
+        token_BNW = token_BNW + features.recent_age_BN[:, :recent, None] * self.age_W
         token_BLW = torch.cat([token_BNW, self.start_W.expand(rows, 1, -1)], dim=1)
-        known_BL = functional.pad(features.recent_known_BN, (0, 1), value=True)
+        known_BL = functional.pad(known_BN, (0, 1), value=True)
         older_LL = torch.ones(recent + 1, recent + 1, dtype=torch.bool, device=known_BL.device).triu()
         for block in self.blocks:
             token_BLW = block(token_BLW, known_BL[:, None, None] & older_LL)

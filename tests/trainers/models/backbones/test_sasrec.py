@@ -45,6 +45,18 @@ def after(block: object, tokens: list[Tensor]) -> list[Tensor]:
     return out
 
 
+def test_a_short_length_reads_the_newest_alone(sizes: BackboneSizes, features_of: Callable[..., Features]) -> None:
+    known = torch.arange(5) < torch.tensor([0, 1, 5, 3, 0, 2, 4, 1])[:, None]
+    features = features_of(recent_known_BN=known)
+    network = network_of(sizes)
+    network.position_NW = torch.nn.Parameter(network.position_NW[:3].detach())
+    newest = replace(features, recent_known_BN=known & (torch.arange(5) < 3))
+    assert torch.equal(network(features)[0], network(newest)[0])
+    changed = features.recent_BNE.clone()
+    changed[:, 3:] += 1
+    assert torch.equal(network(replace(features, recent_BNE=changed))[0], network(features)[0])
+
+
 def test_each_row_attends_to_its_own_list(sizes: BackboneSizes, features_of: Callable[..., Features]) -> None:
     known = torch.arange(5) < torch.tensor([0, 1, 5, 3, 0, 2, 4, 1])[:, None]
     network, features = network_of(sizes), features_of(recent_known_BN=known)
@@ -102,3 +114,5 @@ def test_what_cannot_attend_is_refused() -> None:
         SasRec.Config(blocks=0)
     with pytest.raises(ValueError, match="they divide it"):
         SasRec.Config(width=9, heads=2)
+    with pytest.raises(ValueError, match="20 places"):
+        SasRec.Config(length=21)
