@@ -115,8 +115,11 @@ def paired(
 
 
 def _difference(ours: np.ndarray | float, reference: np.ndarray | float, relative: bool) -> np.ndarray:
-    difference: np.ndarray = np.asarray(ours) - np.asarray(reference)
-    return np.divide(difference, reference) if relative else difference
+    """As a share it is unknown (NaN) where the reference is 0, as an AUC of a handful of rows may be."""
+    difference: np.ndarray = np.asarray(ours, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+    if not relative:
+        return difference
+    return np.divide(difference, reference, out=np.full_like(difference, np.nan), where=np.asarray(reference) != 0)
 
 
 def verdict(interval: Interval, margin: float | None = None) -> Verdict:

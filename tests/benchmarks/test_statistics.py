@@ -82,6 +82,13 @@ def test_where_all_seeds_have_one_log_weights_and_users_add_up():
     assert held["the wider"] < held["both"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_resample_whose_reference_is_nothing_does_not_count():
+    drawn = (np.array([[0.5, 0.6, 0.7]]), np.array([[0.4, 0.0, 0.5]]))
+    told = paired([0.6], [0.5], drawn, relative=True)
+    assert (told.low, told.high) == (pytest.approx(0.25, abs=0.01), pytest.approx(0.4, abs=0.01))
+
+
 def test_weights_alone_decide_nothing():
     told = paired([0.72, 0.73, 0.74], [0.70, 0.71, 0.72], None, relative=False, one_log=True)
     assert (told.by, verdict(told)) == ("weights", "undecided")
