@@ -48,11 +48,9 @@ def test_ids_in_a_csv_are_the_words_that_stand_there(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text(CSV.replace("+02:00", "").replace("u1,p1,home", "007,1.50,1e3").replace("u2,p1", "012,p1"))
     table = read_entities(path, SCHEMA)
-    assert [table[name].to_pylist() for name in table.column_names[:3]] == [
-        ["007", "012"],
-        ["1.50", "p1"],
-        ["1e3", "home"],
-    ]
+    assert table[columns.USER_ID].to_pylist() == ["007", "012"]
+    assert table[columns.POI_ID].to_pylist() == ["1.50", "p1"]
+    assert table[columns.SCENARIO_ID].to_pylist() == ["1e3", "home"]
 
 
 def test_columns_that_are_none_of_an_impression_are_left_out(tmp_path):
