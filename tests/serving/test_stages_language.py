@@ -89,4 +89,4 @@ def test_the_verbs_tune_and_test_an_embedder(
     wrong = scenerank("contrast", "--weight", "user_user", *common)
     assert wrong.exit_code == 2 and "'user_user' is not kind=number" in wrong.words
     none = scenerank("contrast", "--layers", "0", *common)
-    assert none.exit_code == 2 and "0 is not in the range x>=1" in none.words
+    assert none.exit_code == 2 and "greater than or equal to 1" in none.words

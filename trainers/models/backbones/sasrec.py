@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from feature_repo import columns
 from trainers.models.backbones.backbone import BackboneSizes
 from trainers.models.by_scenario import ScenarioTowers
 from trainers.models.embedding import Features
@@ -38,7 +37,7 @@ class SasRec(nn.Module):
     class Config:
         """
         Args:
-            length: how many of the newest recent POIs are read, at most `columns.RECENT_LENGTH`.
+            length: how many of the newest recent POIs are read, of the twenty that lists have.
             width, heads, blocks, feed_forward: of the transformer.
             layer_widths: of the perceptron over flat input and interest.
         """
@@ -60,10 +59,6 @@ class SasRec(nn.Module):
         def __post_init__(self) -> None:
             if not self.layer_widths or min(self.length, self.heads, self.blocks, self.feed_forward) < 1:
                 raise ValueError(f"SASRec needs at least one position, head, block and layer, got {self}")
-            if self.length > columns.RECENT_LENGTH:
-                raise ValueError(
-                    f"lists of recent POIs have {columns.RECENT_LENGTH} places, so length is no more: {self}"
-                )
             if self.width < 1 or self.width % self.heads:
                 raise ValueError(f"heads share the token width, so they divide it; got {self}")
 

@@ -114,5 +114,3 @@ def test_what_cannot_attend_is_refused() -> None:
         SasRec.Config(blocks=0)
     with pytest.raises(ValueError, match="they divide it"):
         SasRec.Config(width=9, heads=2)
-    with pytest.raises(ValueError, match="20 places"):
-        SasRec.Config(length=21)
