@@ -188,11 +188,12 @@ def load(port: str, root: str, size: str, seconds: str, overload: str) -> None:
 async def loaded(port: int, root: Path, size: int, seconds: float, overload: float) -> dict[str, float]:
     import grpc
 
+    from serving.client import NO_PROXY
     from serving.v1 import recommender_pb2 as pb
     from serving.v1 import recommender_pb2_grpc as pb_grpc
 
     requests = [pb.RankRequest.FromString(bytes.fromhex(line)) for line in (root / f"requests-{size}").open()]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", [NO_PROXY]) as channel:
         stub = pb_grpc.RecommenderServiceStub(channel)  # type: ignore[no-untyped-call]
         for request in requests[:50]:
             answer = await stub.Rank(request, timeout=60.0)

@@ -21,6 +21,7 @@ there what it costs, and `hedged` for what it did. Feedback is never hedged.
 An address is any target of gRPC: `localhost:50051`, `dns:///recommender:50051`, whose addresses are all used, or
 `ipv4:10.0.0.1:50051,10.0.0.2:50051`. Servers are asked in turn, and one that cannot be reached is passed over.
 Plain text stays on this machine where a token or a certificate is sent: elsewhere `Access` must say how TLS is checked.
+It goes through no proxy, whatever `http_proxy` says: one would read it.
 """
 
 from __future__ import annotations
@@ -186,6 +187,7 @@ class Access:
 
 
 ChannelOptions = list[tuple[str, str | int]]
+NO_PROXY = ("grpc.enable_http_proxy", 0)  # gRPC has even this machine's own plain text go through one
 ANYTHING = Wish()
 LOCAL = Access()
 PATIENT = Retries()
@@ -243,7 +245,9 @@ class Recommender:
 
     def _channel(self, address: str, options: ChannelOptions) -> grpc.Channel:
         secret = self._access.credentials(address)
-        return grpc.secure_channel(address, secret, options) if secret else grpc.insecure_channel(address, options)
+        if secret is None:
+            return grpc.insecure_channel(address, [*options, NO_PROXY])
+        return grpc.secure_channel(address, secret, options)
 
     def _answer(self, methods: Sequence[Any], request: Any, timeout_seconds: float | None) -> Any:
         """The answer of one method, or of the first of two servers that has one."""
@@ -308,8 +312,10 @@ class AsyncRecommender:
         await self.close()
 
     def _channel(self, address: str, options: ChannelOptions) -> grpc.aio.Channel:
-        secret, aio = self._access.credentials(address), grpc.aio
-        return aio.secure_channel(address, secret, options) if secret else aio.insecure_channel(address, options)
+        secret = self._access.credentials(address)
+        if secret is None:
+            return grpc.aio.insecure_channel(address, [*options, NO_PROXY])
+        return grpc.aio.secure_channel(address, secret, options)
 
     async def _answer(self, methods: Sequence[Any], request: Any, timeout_seconds: float | None) -> Any:
         """The answer of one method, or of the first of two servers that has one."""

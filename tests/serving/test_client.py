@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
 from datetime import datetime
 
@@ -8,6 +9,7 @@ import grpc
 import pytest
 
 from serving.client import Access, Asker, AsyncRecommender, Recommender, Wish, violations
+from serving.operator_client import Operator
 
 
 def test_the_asyncio_client_gets_the_same_answers(running, client, asker, poi_ids):
@@ -52,3 +54,24 @@ def test_a_time_without_a_zone_is_refused(asker):
 def test_what_is_secret_is_not_shown() -> None:
     access = Access(root_certificate=b"public", certificate=b"mine", key=b"secret key", token="secret-token")
     assert "secret" not in repr(access) and "public" in repr(access)
+
+
+def test_plain_text_goes_through_no_proxy(running, asker, poi_ids, monkeypatch) -> None:
+    address, access = f"127.0.0.1:{running.port}", Access(token="a token of the caller's")
+
+    async def ask() -> None:
+        async with AsyncRecommender(address, access) as recommender:
+            await recommender.rank(asker, poi_ids[:2])
+
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        for name in ("no_proxy", "no_grpc_proxy", "grpc_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        with Recommender(address, access) as recommender:
+            recommender.rank(asker, poi_ids[:2])
+        asyncio.run(ask())
+        with Operator(address, access) as operator:
+            operator.serving()
+        proxy.settimeout(0.0)
+        with pytest.raises(BlockingIOError):  # nobody came
+            proxy.accept()
