@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,21 @@ def write_whole(path: Path, text: str) -> None:
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     staging.write_text(text)
     os.replace(staging, path)
+
+
+def write_first(path: Path, content: bytes) -> None:
+    """A file with this content, for its owner's eyes, unless there is one: of several writers the first one counts.
+
+    Its folder must be there."""
+    staging = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    with open(os.open(staging, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        file.write(content)
+    try:
+        os.link(staging, path)
+    except FileExistsError:
+        pass
+    finally:
+        staging.unlink()
 
 
 @contextmanager

@@ -30,11 +30,11 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
 
     Args:
         load: opens and verifies the bundle of a name; None: this server answers with what it started with.
-        changed: is called when another bundle answers by an operator's word, before anything else can change it.
+        announce: is called when an operator has another bundle answer, before anything else can change it.
     """
 
-    def __init__(self, live: Live, load: Load | None, changed: Callable[[], None] = lambda: None) -> None:
-        self._live, self._load, self._changed = live, load, changed
+    def __init__(self, live: Live, load: Load | None, announce: Callable[[], None] = lambda: None) -> None:
+        self._live, self._load, self._announce = live, load, announce
         self._shadow: shadows.Shadow | None = None
         self._lock = threading.Lock()
 
@@ -57,12 +57,12 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
 
     def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:
         load = self._loader(request.bundle, context)
-        reload = partial(self._live.reload, load, request.bundle)
-        _carried_out(partial(self._have_answer, reload), f"reload of {request.bundle}", context)
+        reload = partial(self._live.reload, load, request.bundle, self._announce)
+        _carried_out(partial(self._alone, reload), f"reload of {request.bundle}", context)
         return pb.ReloadResponse(serving=self._serving())
 
     def RollBack(self, request: pb.RollBackRequest, context: grpc.ServicerContext) -> pb.RollBackResponse:
-        _carried_out(partial(self._have_answer, self._live.roll_back), "roll back", context)
+        _carried_out(partial(self._alone, partial(self._live.roll_back, self._announce)), "roll back", context)
         return pb.RollBackResponse(serving=self._serving())
 
     def Shadow(self, request: pb.ShadowRequest, context: grpc.ServicerContext) -> pb.ShadowResponse:
@@ -73,7 +73,7 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
             self._put_in_shadow(None)
         else:
             load = self._loader(request.bundle, context)
-            _carried_out(lambda: self._cast(load, share), f"shadow of {request.bundle}", context)
+            _carried_out(partial(self._alone, lambda: self._cast(load, share)), f"shadow of {request.bundle}", context)
         return pb.ShadowResponse(serving=self._serving())
 
     def _loader(self, name: str, context: grpc.ServicerContext) -> Callable[[], Pipeline]:
@@ -86,19 +86,13 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
             raise AssertionError("abort returned")
         return lambda: load(name)
 
-    def _have_answer(self, change: Callable[[], None]) -> None:
+    def _alone(self, change: Callable[[], None]) -> None:
         """Who follows what is agreed on finds no moment between a change and its word."""
         with self._live.changing():
             change()
-            try:
-                self._changed()
-            except BaseException:  # the others would never hear of it
-                self._live.roll_back()
-                raise
 
     def _cast(self, load: Callable[[], Pipeline], share: float) -> None:
-        with self._live.changing():
-            self._put_in_shadow(shadows.Shadow(self._live.opened(load), share))
+        self._put_in_shadow(shadows.Shadow(self._live.opened(load), share))
 
     def _put_in_shadow(self, shadow: shadows.Shadow | None) -> None:
         with self._lock:

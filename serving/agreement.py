@@ -1,7 +1,7 @@
-"""What the processes behind one port agree on: which bundle answers.
+"""What the processes behind one port agree on: which bundle answers, with which index and which key of tokens.
 
-Whoever changes it writes it into one small file; the others look at it twice a second and follow, back to the bundle of
-before where that is the one that is meant, else by loading it.
+Whoever changes it writes it into one small file; the others look at it twice a second and follow, back to what answered
+before where that is what is meant, else by loading it. The first to find no file says what answers in its process.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from feature_repo.files import write_whole
-from serving.live import Changing, Live
+from feature_repo.files import write_first, write_whole
+from serving.live import Changing, Identity, Live, identity_of
 from serving.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -27,20 +28,34 @@ AGAIN_S = 60.0  # after which what could not be followed is tried again
 
 @dataclass(frozen=True)
 class Agreed:
-    """A bundle by its name in the workspace, and its version: a name may mean another bundle later."""
+    """A bundle by its name in the workspace, and what it is: a name may mean another bundle later."""
 
     bundle: str
-    version: str
+    identity: Identity
 
 
 def say(path: Path, agreed: Agreed) -> None:
-    """Let all know."""
-    write_whole(path, json.dumps(asdict(agreed)))
+    """Let all know. The folder is made where it is gone: it may lie where old files are cleaned away."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_whole(path, _text(agreed))
 
 
 def said(path: Path) -> Agreed | None:
     """What was said last, if anything."""
-    return Agreed(**json.loads(path.read_text())) if path.is_file() else None
+    if not path.is_file():
+        return None
+    words = json.loads(path.read_text())
+    return Agreed(words["bundle"], Identity(**words["identity"]))
+
+
+def _say_first(path: Path, agreed: Agreed) -> None:
+    """Let all know, unless something was said meanwhile."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_first(path, _text(agreed).encode())
+
+
+def _text(agreed: Agreed) -> str:
+    return json.dumps(asdict(agreed))
 
 
 class Follower:
@@ -48,11 +63,14 @@ class Follower:
 
     Args:
         load: opens the bundle of a name.
+        parent: id of the process that started this one.
     """
 
-    def __init__(self, path: Path, live: Live, load: Callable[[str], Pipeline], every_s: float = EVERY_S) -> None:
+    def __init__(
+        self, path: Path, live: Live, load: Callable[[str], Pipeline], parent: int, every_s: float = EVERY_S
+    ) -> None:
         self._path, self._live, self._load, self._every_s = path, live, load, every_s
-        self._parent = os.getppid()
+        self._parent = parent
         self._refused: Agreed | None = None
         self._again = 0.0
         self._ending = threading.Event()
@@ -65,7 +83,11 @@ class Follower:
     def look(self) -> None:
         """Follow, where something else is agreed on than answers here. Raises what `said` raises."""
         agreed = said(self._path)
-        if agreed is None or self._is_settled(agreed):
+        if agreed is None:
+            with suppress(Changing), self._live.changing():
+                _say_first(self._path, Agreed(self._live.name, identity_of(self._live.current)))
+            return
+        if self._is_settled(agreed):
             return
         try:
             with self._live.changing():
@@ -78,29 +100,27 @@ class Follower:
         except Exception as error:
             self._refused, self._again = agreed, time.monotonic() + AGAIN_S
             is_known = isinstance(error, (ValueError, OSError))
-            log.error(
-                "cannot follow to %s, version %s: %s", agreed.bundle, agreed.version, error, exc_info=not is_known
-            )
+            log.error("cannot follow to %s: %s", _words(agreed), error, exc_info=not is_known)
 
     def _is_settled(self, agreed: Agreed) -> bool:
         """Whether it answers, or could not be followed to a moment ago."""
-        if agreed.version == version_of(self._live.current):
+        if agreed.identity == identity_of(self._live.current):
             return True
         return agreed == self._refused and time.monotonic() < self._again
 
     def _follow(self, agreed: Agreed) -> None:
         previous = self._live.previous
-        if previous is not None and version_of(previous) == agreed.version:
+        if previous is not None and identity_of(previous) == agreed.identity:
             self._live.roll_back()
         else:
             self._live.reload(lambda: self._agreed_on(agreed), agreed.bundle)
-        log.info("followed to %s, version %s", agreed.bundle, agreed.version)
+        log.info("followed to %s", _words(agreed))
 
     def _agreed_on(self, agreed: Agreed) -> Pipeline:
         pipeline = self._load(agreed.bundle)
-        if (found := version_of(pipeline)) != agreed.version:
+        if (found := identity_of(pipeline)) != agreed.identity:
             pipeline.close()
-            raise ValueError(f"the bundle of that name has version {found} by now")
+            raise ValueError(f"by now the workspace holds {_words(Agreed(agreed.bundle, found))}")
         return pipeline
 
     def _run(self) -> None:
@@ -114,5 +134,6 @@ class Follower:
                 log.exception("cannot read what was agreed on")
 
 
-def version_of(pipeline: Pipeline) -> str:
-    return pipeline.bundle.manifest.version
+def _words(agreed: Agreed) -> str:
+    what = agreed.identity
+    return f"{agreed.bundle}, version {what.bundle}, index {what.index or 'none'}, key of tokens {what.key[:8]}"

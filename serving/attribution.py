@@ -11,13 +11,13 @@ import base64
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feature_repo.files import write_first
 from serving.request import Place, RequestContext
 
 KEY_BYTES = 32
@@ -94,6 +94,11 @@ class Signer:
             raise InvalidToken("is no attribution token of this service: its answers carry them")
         return _attribution(json.loads(body))
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells keys apart, and nothing of them."""
+        return hmac.digest(self._key, b"fingerprint", hashlib.sha256)[:SIGNATURE_BYTES].hex()
+
     def _signature(self, body: bytes) -> bytes:
         return hmac.digest(self._key, body, hashlib.sha256)[:SIGNATURE_BYTES]
 
@@ -119,13 +124,5 @@ def key_of(path: Path) -> bytes:
     """The key in a file, which is made, for its owner's eyes, where there is none."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        with open(os.open(staged, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-        try:
-            os.link(staged, path)  # fails where another server was first: then its key counts
-        except FileExistsError:
-            pass
-        finally:
-            staged.unlink()
+        write_first(path, secrets.token_bytes(KEY_BYTES))  # where another server was first its key counts
     return path.read_bytes()

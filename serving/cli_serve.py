@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -49,6 +50,7 @@ ExploreOption = Annotated[
 KeyOption = Annotated[Path | None, typer.Option(help="PEM of the certificate's private key.")]
 ListenOption = Annotated[str, typer.Option(help="Host and port; port 0: any free one.")]
 AgreedOption = Annotated[Path | None, typer.Option(hidden=True)]
+ParentOption = Annotated[int, typer.Option(hidden=True)]
 
 
 def serve(
@@ -71,6 +73,7 @@ def serve(
     trace: TraceOption = False,
     workspace: WorkspaceOption = None,
     agreed: AgreedOption = None,
+    parent: ParentOption = 0,
 ) -> None:
     """Answer Rank and Recommend over gRPC until SIGTERM."""
     from serving import logs
@@ -94,7 +97,7 @@ def serve(
             tokens=auth.tokens_from(token_file),
             metrics_port=metrics_port,
             observers=(tracing.exported(),) if trace else (),
-            agreed=agreed,
+            shared=server.Shared(agreed=agreed, parent=parent) if agreed else None,
         )
         found = target.index if target.index.exists() else None
         host = address.rsplit(":", 1)[0]
@@ -117,7 +120,7 @@ def _serve_together(count: int, model: str, address: str, metrics_port: int | No
 
     def command(n: int, shared: str, agreed: Path) -> list[str]:
         # Of an option that is given twice the last one counts.
-        changed = ["--processes", "1", "--address", shared, "--agreed", str(agreed)]
+        changed = ["--processes", "1", "--address", shared, "--agreed", str(agreed), "--parent", str(os.getpid())]
         changed += [] if metrics_port is None else ["--metrics-port", str(metrics_port + n)]
         return [sys.executable, "-m", "serving.cli", *sys.argv[1:], *changed]
 

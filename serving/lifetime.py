@@ -48,7 +48,7 @@ def serve(
         )
 
     # One that takes another's place answers as those beside it do by now.
-    said = None if options.agreed is None else agreement.said(options.agreed)
+    said = None if options.shared is None else agreement.said(options.shared.agreed)
     bundle = bundle if said is None else workspace.bundles / said.bundle
     pipeline = load(bundle)
     pipeline.start()

@@ -1,7 +1,8 @@
 """Which pipeline answers: changed while requests run, and back again at once.
 
-A request holds one pipeline from its beginning to its end, so no answer is made of two. A pipeline that is replaced
-stays loaded as the one to roll back to; the one before that is closed when its last request has been answered.
+A request holds one pipeline from its beginning to its end, so no answer is made of two. A pipeline that is replaced by
+another one stays loaded as the one to roll back to; the one before that is closed when its last request has been
+answered.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from serving.online import ServiceMismatch
 from serving.pipeline import Pipeline
@@ -21,6 +23,24 @@ class Changing(RuntimeError):
 
 class NothingBefore(RuntimeError):
     """There is no pipeline to roll back to."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells pipelines apart: two of one identity answer alike, and take each other's tokens.
+
+    Attributes:
+        bundle, index: their versions; empty without an index.
+        key: fingerprint of the key that signs tokens.
+    """
+
+    bundle: str
+    index: str
+    key: str
+
+
+def identity_of(pipeline: Pipeline) -> Identity:
+    return Identity(pipeline.bundle.manifest.version, pipeline.index_version, pipeline.signer.fingerprint)
 
 
 class _Held:
@@ -107,31 +127,52 @@ class Live:
         pipeline.start()
         return pipeline
 
-    def reload(self, load: Callable[[], Pipeline], name: str = "") -> None:
-        """Within `changing`: have another pipeline answer once it is loaded, of the bundle of this name.
+    def reload(self, load: Callable[[], Pipeline], name: str = "", announce: Callable[[], None] = lambda: None) -> None:
+        """Within `changing`: have a pipeline answer once it is loaded, of the bundle of this name.
 
-        Raises what `opened` raises; what answered before goes on.
+        One that is no other than the current one, loaded again, leaves the one to roll back to.
+
+        Args:
+            announce: called once it answers; where that raises, all is as before.
+        Raises what `opened` and `announce` raise; what answered before goes on.
         """
-        pipeline = self.opened(load)
-        with self._lock:
-            gone, self._previous = self._previous, self._current
-            self._current = _Held(pipeline, name)
-        self._told(pipeline)
+        begun = _Held(self.opened(load), name)
+        is_again = identity_of(begun.pipeline) == identity_of(self.current)
+        kept, gone = (self._previous, self._current) if is_again else (self._current, self._previous)
+        try:
+            self._change(begun, kept, announce)
+        except BaseException:
+            self._retire(begun)
+            raise
         self._retire(gone)
 
-    def roll_back(self) -> None:
-        """Within `changing`: have the pipeline of before the last change answer again. Raises NothingBefore."""
-        with self._lock:
-            if self._previous is None:
-                raise NothingBefore("this server has loaded no other bundle since it started")
-            self._current, self._previous = self._previous, self._current
-            self._current.since_us = time.time_ns() // 1000
-            self._told(self._current.pipeline)
+    def roll_back(self, announce: Callable[[], None] = lambda: None) -> None:
+        """Within `changing`: have the pipeline of before the last change answer again.
+
+        Raises NothingBefore, and what `announce` raises, after which all is as before."""
+        if self._previous is None:
+            raise NothingBefore("this server has loaded nothing else since it started")
+        self._previous.since_us = time.time_ns() // 1000
+        self._change(self._previous, self._current, announce)
 
     def close(self) -> bool:
         """Close all that is loaded; whether no read hangs."""
         loaded = [held.pipeline for held in (self._current, self._previous) if held is not None]
         return all([pipeline.close() for pipeline in loaded])
+
+    def _change(self, current: _Held, previous: _Held | None, announce: Callable[[], None]) -> None:
+        before = self._current, self._previous
+        self._set(current, previous)
+        try:
+            announce()
+        except BaseException:
+            self._set(*before)
+            raise
+
+    def _set(self, current: _Held, previous: _Held | None) -> None:
+        with self._lock:
+            self._current, self._previous = current, previous
+            self._told(current.pipeline)
 
     def _retire(self, held: _Held | None) -> None:
         if held is None:

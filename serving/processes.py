@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ def serve(
 ) -> int:
     """Run `count` processes until SIGTERM or SIGINT; returns the status to end with.
 
-    A process that ends before it ever answered ends all: what keeps it from starting keeps every other one too.
+    A process that ends before it ever answered, or does not answer in time, ends all: what keeps it from starting keeps
+    every other one too.
 
     Args:
         command: of process n, on an address, with the file by which the processes agree on what answers.
@@ -66,24 +68,27 @@ def serve(
     Raises:
         OSError: the address is taken or is none.
     """
-    stops = threading.Event()
+    # Not an Event: its lock would be held already by the thread that a signal interrupts on its way into waiting.
+    signals: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stops.set())
+        signal.signal(number, lambda arrived, _: signals.put(arrived))
     host = address.rsplit(":", 1)[0]
     with closing(reserved(address)) as place, tempfile.TemporaryDirectory(prefix="scenerank-") as folder:
         port: int = place.getsockname()[1]
         workers = [_Worker(command(n, f"{host}:{port}", Path(folder) / "agreed.json")) for n in range(count)]
         try:
-            if not _all_answer(workers, stops):
-                return max(_end(workers), 0 if stops.is_set() else 1)
+            if not _all_answer(workers, signals):
+                return max(_end(workers), 1 if signals.empty() else 0)
             started(port)
+            stops = threading.Event()
             watches = [
                 threading.Thread(target=_replaced, args=(worker, stops), name=f"process {n}")
                 for n, worker in enumerate(workers)
             ]
             for watch in watches:
                 watch.start()
-            stops.wait()
+            signals.get()
+            stops.set()
             for watch in watches:
                 watch.join()
         finally:
@@ -109,12 +114,16 @@ def reserved(address: str) -> socket.socket:
     return shared
 
 
-def _all_answer(workers: Sequence[_Worker], stops: threading.Event) -> bool:
-    """Wait until all of them answer; false where one ends, takes too long, or a stop comes first."""
+def _all_answer(workers: Sequence[_Worker], signals: SimpleQueue[int]) -> bool:
+    """Wait until all of them answer; false where one ends, takes too long, or a signal comes first."""
     end = time.monotonic() + START_S
-    while not all(worker.answers.is_set() for worker in workers):
-        if stops.wait(0.05) or time.monotonic() > end or any(worker.process.poll() is not None for worker in workers):
+    while silent := [worker for worker in workers if not worker.answers.is_set()]:
+        if not signals.empty() or any(worker.process.poll() is not None for worker in workers):
             return False
+        if time.monotonic() > end:
+            log.error("%d of %d server processes do not answer after %.0f s", len(silent), len(workers), START_S)
+            return False
+        time.sleep(0.05)
     return True
 
 

@@ -25,7 +25,7 @@ from feature_repo.stores.packed import StoreUnavailable
 from serving import agreement, logs, observe, wire
 from serving.admin import AdminServicer, Load
 from serving.admission import Admission, Expired, Gone, Overloaded
-from serving.agreement import Follower
+from serving.agreement import Agreed, Follower
 from serving.auth import Tls, TokenInterceptor, Tokens, require_loopback
 from serving.calibration import Calibration
 from serving.degrade import Caller
@@ -35,7 +35,7 @@ from serving.feedback_streams import Stopping, Streams, TooManyStreams
 from serving.feedback_tables import FeedbackUnavailable
 from serving.life import THREADS as HEALTH_THREADS
 from serving.life import Life
-from serving.live import Live
+from serving.live import Live, identity_of
 from serving.malformed import MalformedInterceptor
 from serving.metrics import Metrics
 from serving.observe import Observer, ObservingInterceptor
@@ -56,6 +56,19 @@ SPARE_THREADS = FEEDBACK_CALLS + HEALTH_THREADS + 16  # and for refusals
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shared:
+    """One of several processes behind an address.
+
+    Args:
+        agreed: the file by which they agree on what answers.
+        parent: id of the process that started them, and without which they end.
+    """
+
+    agreed: Path
+    parent: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerOptions:
     """How a server listens.
 
@@ -70,7 +83,7 @@ class ServerOptions:
         metrics_port: where `/metrics` is served over HTTP, on 127.0.0.1; None: nowhere.
         observers: told of every request, beside the metrics and the log.
         ask_seconds: between questions whether the store and the feedback database are there.
-        agreed: the file by which processes that share the address agree on what answers; None: this one has it alone.
+        shared: with whom the address is shared; None: with nobody.
     """
 
     address: str = "127.0.0.1:0"
@@ -84,7 +97,7 @@ class ServerOptions:
     metrics_port: int | None = None
     observers: tuple[Observer, ...] = ()
     ask_seconds: float = INTERVAL_S
-    agreed: Path | None = None
+    shared: Shared | None = None
 
 
 class NoFeedback(RuntimeError):
@@ -309,7 +322,7 @@ def create_server(
             # Two limits, soft and hard: between them gRPC refuses by chance.
             ("grpc.max_metadata_size", options.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", options.max_metadata_bytes),
-            ("grpc.so_reuseport", int(options.agreed is not None)),
+            ("grpc.so_reuseport", int(options.shared is not None)),
         ],
     )
     admission = Admission(options.workers, options.waiting)
@@ -318,7 +331,7 @@ def create_server(
         pipeline, lambda begun: metrics.serves(begun.bundle.manifest.model, begun.bundle.manifest.version), name
     )
     metrics.follow_pois(lambda: live.current.reader.pois_age_s)
-    admin = AdminServicer(live, load, partial(_say, options.agreed, live))
+    admin = AdminServicer(live, load, partial(_say, options.shared, live))
     calibration = None if feedback is None else Calibration(feedback.outcomes, metrics.came)
     servicer = RecommenderServicer(live, admin, metrics, admission, feedback, streams, calibration)
     admin_grpc.add_AdminServiceServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
@@ -332,7 +345,9 @@ def create_server(
     for name in ("", SERVICE):
         life.set(name, health_pb2.HealthCheckResponse.SERVING)
     asked = Dependencies(life, _questions(live, feedback), metrics.found, interval_s=options.ask_seconds)
-    follower = Follower(options.agreed, live, load) if options.agreed is not None and load is not None else None
+    shared, follower = options.shared, None
+    if shared is not None and load is not None:
+        follower = Follower(shared.agreed, live, load, shared.parent)
     return RunningServer(
         server,
         live,
@@ -361,10 +376,10 @@ def _listening(server: grpc.Server, options: ServerOptions) -> int:
         raise OSError(f"cannot listen on {options.address}: {why}; take another one, or port 0 for any free") from error
 
 
-def _say(agreed: Path | None, live: Live) -> None:
+def _say(shared: Shared | None, live: Live) -> None:
     """Let the processes behind the same port know what answers here."""
-    if agreed is not None:
-        agreement.say(agreed, agreement.Agreed(live.name, agreement.version_of(live.current)))
+    if shared is not None:
+        agreement.say(shared.agreed, Agreed(live.name, identity_of(live.current)))
 
 
 def _questions(live: Live, feedback: FeedbackLog | None) -> dict[str, Callable[[], bool]]:

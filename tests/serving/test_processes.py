@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +25,11 @@ from serving import agreement, processes
 from serving.admin import AdminServicer
 from serving.agreement import Agreed, Follower
 from serving.client import Asker, Recommender
-from serving.live import Live
+from serving.live import Live, identity_of
 from serving.opening import open_pipeline
 from serving.operator_client import Operator
 from serving.pipeline import Pipeline
+from serving.request import RequestContext
 from serving.v1 import admin_pb2, admin_pb2_grpc
 from tests.conftest import ROOT, Project
 from trainers import bundle as bundles
@@ -96,6 +100,20 @@ def test_where_one_cannot_start_none_goes_on(tmp_path: Path) -> None:
     with supervised(tmp_path, "100", "0") as looking_after:
         printed, _ = looking_after.communicate(timeout=30)
         assert looking_after.returncode == 3 and "all on" not in printed
+
+
+def test_where_one_takes_too_long_none_goes_on_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(processes, "START_S", 0.5)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        silent = [sys.executable, "-c", "import time; time.sleep(100)"]
+        assert processes.serve(lambda *_: silent, 2, "127.0.0.1:0", lambda port: pytest.fail("it did start")) == 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "2 of 2 server processes do not answer" in caplog.text
 
 
 def test_a_stop_while_they_start_is_a_stop(tmp_path: Path) -> None:
@@ -196,25 +214,67 @@ def test_followers_go_back_at_once_load_what_is_new_and_refuse_what_is_another_b
         loaded.append(name)
         return open_pipeline(workspace, workspace.bundles / name, None, unproven=True)
 
-    path, larr = tmp_path / "agreed.json", agreement.version_of(live.current)
-    follower = Follower(path, live, load, every_s=3600)
+    path, larr = tmp_path / "agreed.json", identity_of(live.current)
+    follower = Follower(path, live, load, os.getppid(), every_s=3600)
     follower.look()
     assert live.name == "larr" and not loaded
-    ple = bundles.load(workspace.bundles / "ple").manifest.version
+    ple = replace(larr, bundle=bundles.load(workspace.bundles / "ple").manifest.version)
     agreement.say(path, Agreed("ple", ple))
     follower.look()
     follower.look()
-    assert (live.name, agreement.version_of(live.current), loaded) == ("ple", ple, ["ple"])
+    assert (live.name, identity_of(live.current), loaded) == ("ple", ple, ["ple"])
     agreement.say(path, Agreed("larr", larr))
     follower.look()
     assert (live.name, loaded) == ("larr", ["ple"])
-    for said in (Agreed("ple", "another"), Agreed("none", "another")):
+    other = replace(larr, bundle="another")
+    for said in (Agreed("ple", other), Agreed("none", other)):
         agreement.say(path, said)
         follower.look()
         follower.look()
         assert live.name == "larr" and "cannot follow to" in caplog.text
+    assert f"by now the workspace holds ple, version {ple.bundle}, index none" in caplog.text
     assert loaded == ["ple", "ple", "none"]  # what was refused is not tried again and again
     follower.close()
+
+
+def test_the_first_to_look_says_what_answers_and_again_where_that_is_cleaned_away(
+    live: Live, load: Callable[[str], Pipeline], tmp_path: Path
+) -> None:
+    path = tmp_path / "cleaned" / "agreed.json"
+    follower = Follower(path, live, load, os.getppid(), every_s=3600)
+    follower.look()
+    assert agreement.said(path) == Agreed("larr", identity_of(live.current))
+    told(live, load, path, "ple", before=lambda: shutil.rmtree(path.parent))
+    assert agreement.said(path) == Agreed("ple", identity_of(live.current))
+    shutil.rmtree(path.parent)
+    follower.look()
+    assert live.name == "ple" and agreement.said(path) == Agreed("ple", identity_of(live.current))
+    follower.close()
+
+
+def test_a_key_that_changed_is_followed_to(workspace: Workspace, live: Live, tmp_path: Path) -> None:
+    """And one who rolls back gets the old key again, without loading."""
+
+    def load(name: str) -> Pipeline:
+        return open_pipeline(workspace, workspace.bundles / name, None, unproven=True)
+
+    path, key, first = tmp_path / "agreed.json", workspace.attribution_key.read_bytes(), live.current
+    follower = Follower(path, live, load, os.getppid(), every_s=3600)
+    try:
+        workspace.attribution_key.write_bytes(secrets.token_bytes(len(key)))
+        other = load("larr")
+        assert identity_of(other).bundle == identity_of(first).bundle
+        agreement.say(path, Agreed("larr", identity_of(other)))
+        follower.look()
+        token = other.signer.token("bundle", "city", RequestContext(user_id="u", scenario_id="search", time_us=0))
+        assert live.current.signer.read(token) and live.previous is first
+        agreement.say(path, Agreed("larr", identity_of(first)))
+        follower.look()
+        assert live.current is first
+        other.close()
+    finally:
+        workspace.attribution_key.write_bytes(key)
+        follower.close()
 
 
 @pytest.fixture
@@ -225,34 +285,39 @@ def load(workspace: Workspace) -> Callable[[str], Pipeline]:
 def told(live: Live, load: Callable[[str], Pipeline], path: Path, name: str, before: Callable[[], None]) -> None:
     """An operator's word that a bundle answers; `before` others are let know."""
 
-    def changed() -> None:
+    def announce() -> None:
         before()
-        agreement.say(path, Agreed(live.name, agreement.version_of(live.current)))
+        agreement.say(path, Agreed(live.name, identity_of(live.current)))
 
-    AdminServicer(live, load, changed).Reload(admin_pb2.ReloadRequest(bundle=name), cast(grpc.ServicerContext, None))
+    AdminServicer(live, load, announce).Reload(admin_pb2.ReloadRequest(bundle=name), cast(grpc.ServicerContext, None))
 
 
 def test_a_change_that_the_others_cannot_be_told_is_taken_back(live: Live, load: Callable[[str], Pipeline]) -> None:
     def full() -> None:
         raise OSError("no space left on device")
 
-    before = live.current
+    first = live.current
+    for name in ("ple", "larr"):
+        with pytest.raises(OSError, match="no space left"):
+            live.reload(lambda name=name: load(name), name, full)
+        assert (live.current, live.name, live.previous) == (first, "larr", None)
+    live.reload(lambda: load("ple"), "ple")
+    second = live.current
     with pytest.raises(OSError, match="no space left"):
-        AdminServicer(live, load, full)._have_answer(lambda: live.reload(lambda: load("ple"), "ple"))
-    assert (live.current, live.name) == (before, "larr")
+        live.roll_back(full)
+    assert (live.current, live.name, live.previous) == (second, "ple", first)
 
 
 def test_a_follower_that_looks_before_a_change_is_told_leaves_it(
     live: Live, load: Callable[[str], Pipeline], workspace: Workspace, tmp_path: Path
 ) -> None:
     path = tmp_path / "agreed.json"
-    agreement.say(path, Agreed("larr", agreement.version_of(live.current)))
-    follower = Follower(path, live, load, every_s=3600)
+    agreement.say(path, Agreed("larr", identity_of(live.current)))
+    follower = Follower(path, live, load, os.getppid(), every_s=3600)
     told(live, load, path, "ple", before=follower.look)
     follower.look()
-    version = bundles.load(workspace.bundles / "ple").manifest.version
-    assert (live.name, agreement.version_of(live.current)) == ("ple", version)
-    assert agreement.said(path) == Agreed("ple", version)
+    assert identity_of(live.current).bundle == bundles.load(workspace.bundles / "ple").manifest.version
+    assert agreement.said(path) == Agreed("ple", identity_of(live.current))
     follower.close()
 
 
@@ -260,8 +325,8 @@ def test_a_follower_that_read_what_was_agreed_before_a_change_reads_it_again(
     live: Live, load: Callable[[str], Pipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, said = tmp_path / "agreed.json", agreement.said
-    agreement.say(path, Agreed("larr", agreement.version_of(live.current)))
-    follower = Follower(path, live, load, every_s=3600)
+    agreement.say(path, Agreed("larr", identity_of(live.current)))
+    follower = Follower(path, live, load, os.getppid(), every_s=3600)
 
     def said_just_before(path: Path) -> Agreed | None:
         agreed = said(path)
@@ -271,7 +336,7 @@ def test_a_follower_that_read_what_was_agreed_before_a_change_reads_it_again(
 
     monkeypatch.setattr(agreement, "said", said_just_before)
     follower.look()
-    assert live.name == "ple" and said(path) == Agreed("ple", agreement.version_of(live.current))
+    assert live.name == "ple" and said(path) == Agreed("ple", identity_of(live.current))
     follower.close()
 
 
@@ -289,9 +354,10 @@ def test_a_follower_outlives_whatever_goes_wrong(
 
     path = tmp_path / "agreed.json"
     path.write_text("no JSON")
-    follower = Follower(path, live, load_from_the_registry, every_s=0.01)
+    follower = Follower(path, live, load_from_the_registry, os.getppid(), every_s=0.01)
     within(lambda: "cannot read what was agreed on" in caplog.text)
-    agreement.say(path, Agreed("ple", bundles.load(workspace.bundles / "ple").manifest.version))
+    ple = bundles.load(workspace.bundles / "ple").manifest.version
+    agreement.say(path, Agreed("ple", replace(identity_of(live.current), bundle=ple)))
     assert tried.acquire(timeout=60)
     within(lambda: "the registry is down" in caplog.text)
     assert live.name == "larr" and not tried.acquire(timeout=0.2), "it is not tried again and again"
@@ -305,8 +371,7 @@ def test_a_process_whose_parent_is_gone_ends(live: Live, tmp_path: Path) -> None
     ended = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
-        follower = Follower(tmp_path / "agreed.json", live, lambda name: live.current, every_s=0.05)
-        follower._parent = -1
+        Follower(tmp_path / "agreed.json", live, lambda name: live.current, parent=-1, every_s=0.05)
         assert ended.wait(10)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -124,7 +124,7 @@ def test_reloads_and_rollbacks_under_load_lose_no_request_and_mix_no_answer(both
     for thread in threads:
         thread.start()
     try:
-        for name in ("ple", "larr", "ple", "ple"):
+        for name in ("ple", "larr", "ple", "ple", "larr", "ple"):
             assert operator.reload(name).current.name == name
         for _ in range(20):
             operator.roll_back()
@@ -157,6 +157,14 @@ def test_what_answers_is_told_with_the_one_before(both, moment, poi_ids):
     back = operator.roll_back()
     assert (back.current, back.previous) == (first.current, second.current)
     assert ask(client, moment, poi_ids).model == first.current
+
+
+def test_a_bundle_that_is_loaded_again_leaves_the_one_to_go_back_to(both):
+    _, operator = both
+    operator.reload("ple")
+    again = operator.reload("ple")
+    assert (again.current.name, again.previous.name) == ("ple", "larr")
+    assert operator.roll_back().current.name == "larr"
 
 
 @pytest.mark.parametrize(
