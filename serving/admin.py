@@ -38,10 +38,12 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
         self._shadow: shadows.Shadow | None = None
         self._lock = threading.Lock()
 
-    def answered(self, request: RankRequest | RecommendRequest, ranking: Ranking, seconds: float) -> None:
-        """Tell the shadow, where there is one, of an answer."""
-        if (shadow := self._shadow) is not None:
-            shadow.answered(request, ranking, seconds)
+    def answered(
+        self, request: RankRequest | RecommendRequest, ranking: Ranking, seconds: float, pipeline: Pipeline
+    ) -> None:
+        """Tell the shadow, where there is one, of an answer; of one that the pipeline which answers by now gave."""
+        if (shadow := self._shadow) is not None and pipeline is self._live.current:
+            shadow.answered(request, ranking, seconds, pipeline.bundle.manifest.version)
 
     def happened(self, events: Sequence[FeedbackEvent]) -> None:
         """Tell the shadow, where there is one, of feedback."""

@@ -11,11 +11,12 @@ import hmac
 import ipaddress
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -23,6 +24,7 @@ from serving.watched import FileError, Watched, read
 
 TOKEN_VARIABLE = "SCENERANK_TOKEN"
 MINIMUM_TOKEN = 16
+Refused: TypeAlias = tuple[grpc.StatusCode, str]
 
 
 class AuthError(FileError):
@@ -120,14 +122,15 @@ def _scopes(words: list[str], place: str) -> frozenset[Scope]:
 def tokens_from(path: Path | None) -> Callable[[], Tokens] | None:
     """The tokens of a file, as it stands by then, else the one of the environment, else None (no token is asked).
 
-    Raises FileError for a file that cannot be read or does not say what is needed.
+    Raises FileError for a file that cannot be read or does not say what is needed, and for a variable that is set and
+    holds no token: whoever sets it does not want to let everybody in.
     """
     if path is not None:
         return Watched([path], lambda content: Tokens.parse(content, str(path)))
-    token = os.environ.get(TOKEN_VARIABLE, "").strip()
-    if not token:
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is None:
         return None
-    tokens = Tokens.one(token, TOKEN_VARIABLE)
+    tokens = Tokens.one(token.strip(), TOKEN_VARIABLE)
     return lambda: tokens
 
 
@@ -209,7 +212,10 @@ def require_loopback(address: str) -> None:
 
 
 class TokenInterceptor(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
-    """Lets calls in that carry `authorization: Bearer <token>` with the method's scope; health checks need none."""
+    """Lets calls in that carry `authorization: Bearer <token>` with the method's scope; health checks need none.
+
+    A stream is let in with each of its requests: it may last longer than its token is good for.
+    """
 
     def __init__(self, tokens: Callable[[], Tokens]) -> None:
         self._tokens = tokens
@@ -218,15 +224,21 @@ class TokenInterceptor(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has
         handler = continuation(details)
         if details.method.startswith(OPEN_SERVICES):
             return handler
+        if (reason := self._objection(details)) is not None:
+            return _refusal(reason)
+        is_stream = handler is not None and handler.request_streaming and handler.response_streaming
+        return _asked_again(handler, partial(self._objection, details)) if is_stream else handler
+
+    def _objection(self, details: Any) -> Refused | None:
+        """Why a call is not let in; None: it is."""
         scopes = self._tokens().scopes_of(_sent(details.invocation_metadata))
         if scopes is None:
             wanted = "this server wants the metadata `authorization: Bearer <token>`"
-            return _refusal(grpc.StatusCode.UNAUTHENTICATED, wanted)
+            return grpc.StatusCode.UNAUTHENTICATED, wanted
         needed = SCOPES.get(details.method, Scope.ADMIN)
         if needed in scopes or details.method.startswith(ANY_SCOPE_SERVICES):
-            return handler
-        lacking = f"the token lacks the scope that this method needs: {needed.value}"
-        return _refusal(grpc.StatusCode.PERMISSION_DENIED, lacking)
+            return None
+        return grpc.StatusCode.PERMISSION_DENIED, f"the token lacks the scope that this method needs: {needed.value}"
 
 
 def _sent(metadata: Any) -> bytes:
@@ -236,10 +248,26 @@ def _sent(metadata: Any) -> bytes:
     return token if scheme.lower() == b"bearer" else b""
 
 
-def _refusal(code: grpc.StatusCode, details: str) -> Any:
+def _asked_again(handler: Any, objection: Callable[[], Refused | None]) -> Any:
+    """A handler of streams that ends one at the first request to which there is an objection."""
+
+    def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        def let_in() -> Iterator[Any]:
+            for request in requests:
+                if (reason := objection()) is not None:
+                    context.abort(*reason)
+                yield request
+
+        responses: Iterator[Any] = handler.stream_stream(let_in(), context)
+        return responses
+
+    return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+
+
+def _refusal(reason: Refused) -> Any:
     """A handler that ends a call of any kind, and reads nothing of it: the message may never come."""
 
     def refuse(_: object, context: grpc.ServicerContext) -> None:
-        context.abort(code, details)
+        context.abort(*reason)
 
     return grpc.stream_stream_rpc_method_handler(refuse)

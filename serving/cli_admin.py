@@ -31,6 +31,8 @@ def live(
     ] = None,
     root_certificate: Annotated[Path | None, typer.Option(help="PEM that the server is signed by, for TLS.")] = None,
     tls: Annotated[bool, typer.Option("--tls", help="TLS to a server that a public authority signed.")] = False,
+    certificate: Annotated[Path | None, typer.Option(help="PEM of yours, where the server wants mutual TLS.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM of its private key.")] = None,
     timeout: Annotated[
         float, typer.Option(min=1.0, help="Seconds: a bundle is loaded and verified meanwhile.")
     ] = 120.0,
@@ -52,9 +54,13 @@ def live(
     with explained():
         if change is Change.RELOAD and not bundle:
             raise ValueError("reload needs the name of a bundle, such as `scenerank live reload larr`")
+        if bundle and change in (Change.STATUS, Change.ROLLBACK):
+            raise ValueError(f"{change.value} takes no bundle; `scenerank live reload {bundle}` has that one answer")
+        if share == 0.0:
+            raise ValueError("a share of 0 compares nothing; `scenerank live shadow` ends the shadow")
         token = token_for(Scope.ADMIN, token_file) if token_file else os.environ.get(TOKEN_VARIABLE, "").strip()
-        root = root_certificate.read_bytes() if root_certificate else None
-        access = Access(root_certificate=root, tls=tls, token=token or None)
+        root, mine, secret = (path.read_bytes() if path else None for path in (root_certificate, certificate, key))
+        access = Access(root_certificate=root, tls=tls, certificate=mine, key=secret, token=token or None)
         with Operator(address, access, timeout) as operator:
             try:
                 match change:

@@ -99,10 +99,12 @@ class Caller:
     Args:
         deadline: by the monotonic clock; None: waits as long as it takes.
         is_wanted: whether the caller still waits.
+        is_seen: whether somebody gets to see the answer; of others nothing is kept.
     """
 
     deadline: float | None = None
     is_wanted: Callable[[], bool] = field(default=lambda: True)
+    is_seen: bool = True
 
     def left_s(self) -> float | None:
         """Until the deadline."""
@@ -110,7 +112,7 @@ class Caller:
 
 
 ANYBODY = Caller()
-NOBODY = Caller()  # of a rehearsal
+NOBODY = Caller(is_seen=False)  # of a rehearsal
 
 
 class Pace:

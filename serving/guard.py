@@ -11,9 +11,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from feature_repo.stores.packed import StoreUnavailable
 
@@ -29,7 +29,7 @@ class StoreGuard:
     """The one way to the store for requests; safe to call from threads.
 
     Args:
-        threads: reads at the same time.
+        threads: reads at the same time; further ones wait for theirs.
         patience_s: the longest that a request waits, where its deadline leaves as much.
         rest_s: how long a store that failed is left alone.
         is_local: whether reads wait for nobody else, and need no bound.
@@ -38,7 +38,8 @@ class StoreGuard:
     def __init__(self, threads: int, patience_s: float = 2.0, rest_s: float = 1.0, *, is_local: bool = False) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="store")
         self._patience_s, self._rest_s, self._is_local = patience_s, rest_s, is_local
-        self._threads, self._reading = threads, 0
+        self._threads = threads
+        self._begun: dict[Future[Any], float] = {}  # of each read that is not done, when it was asked for
         self._lock = threading.Lock()
         self._failed_at: float | None = None  # by the monotonic clock; None: the last read was well
         self._trying = False
@@ -74,12 +75,13 @@ class StoreGuard:
 
     def _apart(self, read: Callable[[], Found], within_s: float | None) -> Found:
         """The same on a thread of its own."""
-        if not self._takes_one():
+        if self._all_hang():
             self._failed(None)
             raise StoreSlow("all reads from the online store hang")
         within_s = self._patience_s if within_s is None else min(self._patience_s, within_s)
-        reading = self._pool.submit(copy_context().run, self._freed, read)  # stages are of the request under way
+        reading = self._begin(read)
         if not wait([reading], max(within_s, 0.0)).done:
+            reading.cancel()  # where it has not found a thread
             # A caller in a hurry says nothing of the store; one that waited as long as anybody does.
             if within_s >= self._patience_s:
                 self._failed(None)
@@ -91,21 +93,24 @@ class StoreGuard:
     def close(self) -> bool:
         """Take no more reads; whether none hangs."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        return self._reading == 0
+        return not self._begun
 
-    def _freed(self, read: Callable[[], Found]) -> Found:
-        try:
-            return read()
-        finally:
-            with self._lock:
-                self._reading -= 1
-
-    def _takes_one(self) -> bool:
+    def _begin(self, read: Callable[[], Found]) -> Future[Found]:
+        reading = self._pool.submit(copy_context().run, read)  # stages are of the request under way
         with self._lock:
-            if self._reading >= self._threads:
-                return False
-            self._reading += 1
-            return True
+            self._begun[reading] = time.monotonic()
+        reading.add_done_callback(self._ended)
+        return reading
+
+    def _ended(self, reading: Future[Found]) -> None:
+        with self._lock:
+            del self._begun[reading]
+
+    def _all_hang(self) -> bool:
+        """Whether every thread reads for longer than anybody waits; many reads that are under way say nothing."""
+        long_ago = time.monotonic() - self._patience_s
+        with self._lock:
+            return sum(begun < long_ago for begun in self._begun.values()) >= self._threads
 
     def _may_ask(self) -> bool:
         with self._lock:

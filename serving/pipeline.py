@@ -73,7 +73,8 @@ class Ranking:
     """An ordered answer: parallel arrays, best first.
 
     Attributes:
-        candidates: all that were ordered, best first; the answer holds the first n of them.
+        candidates: all that were ordered, best score first; the answer holds the first n of them, or of an order that
+            was drawn.
         scores: float32 (n,), what the objective names: `p_click` or `p_order`.
         p_order: float32 (n,), probability of a click and then an order.
         distance_km: float64 (n,), NaN where one of the two places is unknown.
@@ -246,15 +247,16 @@ class Pipeline:
         if descent.level > Level.FULL_MODEL:
             self._rehearsals.perhaps(partial(self._rehearse, request))
         degradation = descent.result()
-        if degradation is None and caller is not NOBODY:
+        if degradation is None and caller.is_seen:
             for keeper in self._keepers:
                 keeper.answered(request.context, context, reading)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
-        ordered, propensities = self._order(scores, reading.poi_statuses, answer_id)
-        candidates, best = tuple(poi_ids[i] for i in ordered.tolist()), ordered[:limit]
+        by_score = order(scores, reading.poi_statuses)
+        shown, propensities = self._drawn(by_score, scores, reading.poi_statuses, answer_id)
+        best = shown[:limit]
         return Ranking(
-            candidates=candidates,
-            poi_ids=candidates[:limit],
+            candidates=tuple(poi_ids[i] for i in by_score.tolist()),
+            poi_ids=tuple(poi_ids[i] for i in best.tolist()),
             scores=scores[best],
             p_click=scored.p_click[best],
             p_order=scored.p_order[best],
@@ -279,12 +281,12 @@ class Pipeline:
         else:
             self.recommend(request, NOBODY)
 
-    def _order(
-        self, scores: np.ndarray, statuses: tuple[ValueStatus, ...], answer_id: str
+    def _drawn(
+        self, by_score: np.ndarray, scores: np.ndarray, statuses: tuple[ValueStatus, ...], answer_id: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """All candidates, first one first, and their propensities."""
+        """All candidates in the order that is shown, and their propensities."""
         if self._exploration is None:
-            return order(scores, statuses), np.zeros(0)
+            return by_score, np.zeros(0)
         drawn = order(self._exploration.perturbed(scores, answer_id), statuses)
         known = np.array([statuses[i] is ValueStatus.PRESENT for i in drawn])
         return drawn, self._exploration.propensities(scores[drawn], known)

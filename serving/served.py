@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -52,8 +53,13 @@ class ServedLog:
         """Nothing runs in the background."""
 
     def answered(self, asked: RequestContext, context: ContextReading, reading: Reading) -> None:
-        """Perhaps keep one answer's rows, as the ranker got them."""
-        if random.random() >= self._share:
+        """Perhaps keep one answer's rows, as the ranker got them.
+
+        A caller may name any moment. Of one before the newest value that was read, or of one to come, a later pull
+        finds other values, and rightly so.
+        """
+        newest_us = max((view.newest_us or 0 for view in reading.views), default=0)
+        if random.random() >= self._share or not newest_us <= context.time_us <= time.time_ns() // 1000:
             return
         with self._lock:
             self._kept.append(_with_request(reading.table, asked, self._schema))

@@ -137,14 +137,14 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
 
     def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
         def answer(pipeline: Pipeline) -> pb.RankResponse:
-            ranking = self._ranked(pipeline.rank, wire.rank_request(request), context)
+            ranking = self._ranked(pipeline, pipeline.rank, wire.rank_request(request), context)
             return pb.RankResponse(ranking=_encoded(ranking, pipeline, request))
 
         return _guarded(partial(self._admitted, answer, context), context)
 
     def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:
         def answer(pipeline: Pipeline) -> pb.RecommendResponse:
-            ranking = self._ranked(pipeline.recommend, wire.recommend_request(request), context)
+            ranking = self._ranked(pipeline, pipeline.recommend, wire.recommend_request(request), context)
             message = _encoded(ranking, pipeline, request)
             return pb.RecommendResponse(ranking=message, index_version=pipeline.index_version)
 
@@ -158,15 +158,21 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
 
         return _guarded(partial(self._admitted, answer, context), context)
 
-    def _ranked(self, ask: Callable[[Asked, Caller], Ranking], asked: Asked, context: grpc.ServicerContext) -> Ranking:
-        """The pipeline's answer, with all told of it that keep an eye on answers."""
+    def _ranked(
+        self,
+        pipeline: Pipeline,
+        ask: Callable[[Asked, Caller], Ranking],
+        asked: Asked,
+        context: grpc.ServicerContext,
+    ) -> Ranking:
+        """A pipeline's answer, with all told of it that keep an eye on answers."""
         started = time.perf_counter()
         ranking = ask(asked, _caller(context))
         seconds = time.perf_counter() - started - observe.seconds_in("retrieve")
         self._metrics.answer(ranking, asked.context.scenario_id)
         if self._calibration is not None and ranking.degradation is None:
             self._calibration.answered(asked.context.scenario_id, ranking)
-        self._admin.answered(asked, ranking, seconds)
+        self._admin.answered(asked, ranking, seconds, pipeline)
         return ranking
 
     def _admitted(self, answer: Callable[[Pipeline], Answer], context: grpc.ServicerContext) -> Answer:

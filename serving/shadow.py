@@ -1,8 +1,9 @@
 """A bundle in the shadow: it scores a share of the requests beside the one that answers, and nobody waits for it.
 
 What it would have made of the same candidates is compared with what was answered: the overlap of the first ten places,
-the probabilities by scenario, the time; and, where feedback comes, both against the clicks. One thread works for it;
-what comes while it is busy is skipped, and so the shadow takes one core at most.
+the probabilities by scenario, the time; and, where feedback comes, both against the clicks. What was seen counts for
+one pair of bundles: when another one answers, it begins anew. One thread works for it; what comes while it is busy is
+skipped, and so the shadow takes one core at most.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from serving.degrade import Caller
 from serving.feedback import FeedbackEvent, Outcome
 from serving.pipeline import Pipeline, Ranking
 from serving.request import RankRequest, RecommendRequest
@@ -23,8 +27,9 @@ from serving.request import RankRequest, RecommendRequest
 log = logging.getLogger(__name__)
 WAITING = 4  # requests
 TOP = 10
-REMEMBERED = 20_000  # answers that feedback may still come for
+REMEMBERED = 200_000  # places of answers that feedback may still come for
 CLICKED = (Outcome.CLICKED, Outcome.ORDERED)
+UNSEEN = Caller(is_seen=False)
 
 
 @dataclass
@@ -42,7 +47,7 @@ class ScenarioTally:
 
 @dataclass
 class Tally:
-    """What was seen since the shadow stands there."""
+    """What was seen of one pair of bundles."""
 
     answers: int = 0
     failed: int = 0
@@ -53,14 +58,31 @@ class Tally:
     scenarios: defaultdict[str, ScenarioTally] = field(default_factory=lambda: defaultdict(ScenarioTally))
 
 
-@dataclass
-class _Place:
-    """One place of a remembered answer, and what was counted of it: an outcome counts once, however often it comes."""
+@dataclass(frozen=True)
+class _Answer:
+    """A remembered answer, and what was counted of its n places: an outcome counts once, however often it comes.
 
-    p_click: float
-    shadow_p_click: float
-    shown: bool = False
-    clicked: bool = False
+    Attributes:
+        p_click, shadow_p_click: float32 (n,).
+        shown, clicked: bool (n,).
+    """
+
+    scenario_id: str
+    poi_ids: tuple[str, ...]
+    p_click: np.ndarray
+    shadow_p_click: np.ndarray
+    shown: np.ndarray
+    clicked: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One answer to compare; `against` is the version of the bundle that gave it."""
+
+    against: str
+    request: RankRequest
+    ranking: Ranking
+    seconds: float
 
 
 class Shadow:
@@ -74,19 +96,25 @@ class Shadow:
         if not 0.0 < share <= 1.0:
             raise ValueError(f"the share of requests for a shadow is above 0 and at most 1, not {share}")
         self.pipeline, self.share = pipeline, share
+        self._against = ""
         self._tally = Tally()
-        self._answers: OrderedDict[str, tuple[str, dict[str, _Place]]] = OrderedDict()
+        self._answers: OrderedDict[str, _Answer] = OrderedDict()
+        self._places = 0  # of all these answers
         self._lock = threading.Lock()
-        self._waiting: queue.Queue[tuple[RankRequest, Ranking, float] | None] = queue.Queue(WAITING)
+        self._waiting: queue.Queue[_Job | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
         self._thread.start()
 
-    def answered(self, request: RankRequest | RecommendRequest, ranking: Ranking, seconds: float) -> None:
+    def answered(self, request: RankRequest | RecommendRequest, ranking: Ranking, seconds: float, against: str) -> None:
         """Perhaps compare one answer, later; returns at once. An answer that fell short is no measure.
 
         Args:
             seconds: that it took to read, score and order its candidates.
+            against: version of the bundle that answered.
         """
+        with self._lock:
+            if against != self._against:
+                self._begin(against)
         if random.random() >= self.share or ranking.degradation is not None or not ranking.poi_ids:
             return
         again = RankRequest(
@@ -95,7 +123,7 @@ class Shadow:
             objective=request.objective,
         )
         try:
-            self._waiting.put_nowait((again, ranking, seconds))
+            self._waiting.put_nowait(_Job(against, again, ranking, seconds))
         except queue.Full:
             with self._lock:
                 self._tally.skipped += 1
@@ -104,17 +132,17 @@ class Shadow:
         """Count what became of answers that were compared."""
         with self._lock:
             for event in events:
-                scenario_id, places = self._answers.get(event.answer.answer_id, ("", {}))
-                if (place := places.get(event.poi_id)) is None:
+                answer = self._answers.get(event.answer.answer_id)
+                if answer is None or event.poi_id not in answer.poi_ids:
                     continue
-                tally = self._tally.scenarios[scenario_id]
-                if not place.shown:
-                    place.shown = True
+                tally, at = self._tally.scenarios[answer.scenario_id], answer.poi_ids.index(event.poi_id)
+                if not answer.shown[at]:
+                    answer.shown[at] = True
                     tally.shown += 1
-                    tally.expected += place.p_click
-                    tally.shadow_expected += place.shadow_p_click
-                if event.outcome in CLICKED and not place.clicked:
-                    place.clicked = True
+                    tally.expected += float(answer.p_click[at])
+                    tally.shadow_expected += float(answer.shadow_p_click[at])
+                if event.outcome in CLICKED and not answer.clicked[at]:
+                    answer.clicked[at] = True
                     tally.clicks += 1
 
     def tally(self) -> Tally:
@@ -129,35 +157,49 @@ class Shadow:
         self._thread.join(timeout=10.0)
         self.pipeline.close()
 
+    def _begin(self, against: str) -> None:
+        self._against, self._tally = against, Tally()
+        self._answers.clear()
+        self._places = 0
+
     def _run(self) -> None:
         while (job := self._waiting.get()) is not None:
-            request, ranking, seconds = job
             try:
                 started = time.perf_counter()
-                other = self.pipeline.rank(request)
-                self._compare(request.context.scenario_id, ranking, other, seconds, time.perf_counter() - started)
+                other = self.pipeline.rank(job.request, UNSEEN)
+                self._compare(job, other, time.perf_counter() - started)
             except Exception:
                 log.exception("the bundle in the shadow failed to answer")
                 with self._lock:
                     self._tally.failed += 1
 
-    def _compare(
-        self, scenario_id: str, ranking: Ranking, other: Ranking, seconds: float, shadow_seconds: float
-    ) -> None:
-        top = min(TOP, len(ranking.candidates))
+    def _compare(self, job: _Job, other: Ranking, seconds: float) -> None:
+        ranking, top = job.ranking, min(TOP, len(job.ranking.candidates))
         common = len({*ranking.candidates[:top]} & {*other.candidates[:top]})
-        theirs = dict(zip(other.poi_ids, other.p_click.tolist(), strict=True))
-        pairs = zip(ranking.poi_ids, ranking.p_click.tolist(), strict=True)
-        places = {poi_id: _Place(p_click, theirs[poi_id]) for poi_id, p_click in pairs}
+        theirs = dict(zip(other.poi_ids, other.p_click, strict=True))
+        shadow_p_click = np.array([theirs[poi_id] for poi_id in ranking.poi_ids])
+        nothing = np.zeros(len(ranking.poi_ids), dtype=bool)
+        scenario_id = job.request.context.scenario_id
+        answer = _Answer(scenario_id, ranking.poi_ids, ranking.p_click, shadow_p_click, nothing, nothing.copy())
         with self._lock:
+            if job.against != self._against:
+                return
+            if other.degradation is not None:
+                self._tally.skipped += 1
+                return
             self._tally.answers += 1
             self._tally.overlap += common / top
-            self._tally.seconds += seconds
-            self._tally.shadow_seconds += shadow_seconds
+            self._tally.seconds += job.seconds
+            self._tally.shadow_seconds += seconds
             scenario = self._tally.scenarios[scenario_id]
-            scenario.places += len(places)
-            scenario.p_click += sum(place.p_click for place in places.values())
-            scenario.shadow_p_click += sum(place.shadow_p_click for place in places.values())
-            self._answers[ranking.answer_id] = (scenario_id, places)
-            while len(self._answers) > REMEMBERED:
-                self._answers.popitem(last=False)
+            scenario.places += len(answer.poi_ids)
+            scenario.p_click += float(answer.p_click.sum(dtype=np.float64))
+            scenario.shadow_p_click += float(shadow_p_click.sum(dtype=np.float64))
+            self._remember(ranking.answer_id, answer)
+
+    def _remember(self, answer_id: str, answer: _Answer) -> None:
+        self._answers[answer_id] = answer
+        self._places += len(answer.poi_ids)
+        while self._places > REMEMBERED:
+            _, oldest = self._answers.popitem(last=False)
+            self._places -= len(oldest.poi_ids)

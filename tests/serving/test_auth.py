@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 
 import grpc
 import pytest
@@ -22,7 +23,8 @@ from serving.auth import (
     token_for,
     tokens_from,
 )
-from serving.client import Access, AsyncRecommender, Recommender
+from serving.client import Access, AsyncRecommender, Happened, Recommender
+from serving.feedback import FeedbackLog
 from serving.operator_client import Operator
 from serving.server import SERVICE, ServerOptions, create_server
 from serving.tries import Hedging
@@ -101,6 +103,10 @@ def test_a_certificate_and_its_key_come_together():
 def test_tokens_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     assert tokens_from(None) is None
+    for blank in ("", " \n"):  # a secret that was not filled in must not open the door
+        monkeypatch.setenv(TOKEN_VARIABLE, blank)
+        with pytest.raises(AuthError, match="SCENERANK_TOKEN: the token has under 16 characters"):
+            tokens_from(None)
     monkeypatch.setenv(TOKEN_VARIABLE, " from the environment\n")
     assert tokens_from(None)().scopes_of(b"from the environment") == ALL
     (tmp_path / "token").write_text(f"{TOKEN}\n")
@@ -146,6 +152,13 @@ def test_an_operator_s_command_takes_the_server_s_own_token_file(pipeline, tmp_p
         path.write_text(f"{RANK} rank\n")
         said = scenerank(*command)
         assert said.exit_code == 2 and "no token in it has the scope admin" in said.words
+        for wrong, remedy in (
+            (("live", "rollback", "ple"), "rollback takes no bundle"),
+            (("live", "shadow", "ple", "--share", "0"), "`scenerank live shadow` ends the shadow"),
+            (("live", "status", "--certificate", path), "certificate and key come together"),
+        ):
+            said = scenerank(*wrong)
+            assert said.exit_code == 2 and remedy in said.words
     finally:
         server.stop()
 
@@ -316,6 +329,39 @@ def test_tokens_are_rotated_while_the_server_runs(pipeline, asker, poi_ids, tmp_
     finally:
         server.stop()
     assert TOKEN not in caplog.text
+
+
+def test_a_stream_ends_with_its_token(pipeline, asker, poi_ids, tmp_path, quick):
+    path, feedback = tmp_path / "tokens", FeedbackLog(f"sqlite:///{tmp_path / 'feedback.db'}")
+    path.write_text(f"{FEEDBACK} rank,feedback\n")
+    server = create_server(pipeline, ServerOptions(tokens=tokens_from(path)), feedback)
+    address, access = f"127.0.0.1:{server.port}", Access(token=FEEDBACK)
+    to_send: SimpleQueue[pb.RecordFeedbackRequest] = SimpleQueue()
+    try:
+        with Recommender(address, access) as client, grpc.insecure_channel(address) as channel:
+            token = client.rank(asker, poi_ids[:1]).attribution_token
+            stub = pb_grpc.RecommenderServiceStub(channel)
+            said = stub.RecordFeedbackStream(iter(to_send.get, None), metadata=access.metadata, timeout=30)
+            to_send.put(_clicked(token, poi_ids[0], "first"))
+            assert next(said).recorded == 1
+            path.write_text(f"{RANK} rank,feedback\n")
+            to_send.put(_clicked(token, poi_ids[0], "second"))
+            assert code_of(lambda: next(said)) is grpc.StatusCode.UNAUTHENTICATED
+        path.write_text(f"{FEEDBACK} rank,feedback\n")
+        with Recommender(address, access) as client:
+            again = client.record([_happened(token, poi_ids[0], "second")])
+        assert (again.recorded, again.repeated) == (1, 0), "what came without a token was not kept"
+    finally:
+        server.stop()
+        feedback.close()
+
+
+def _happened(token: str, poi_id: str, event_id: str) -> Happened:
+    return Happened(token=token, poi_id=poi_id, outcome="clicked", event_id=event_id)
+
+
+def _clicked(token: str, poi_id: str, event_id: str) -> pb.RecordFeedbackRequest:
+    return pb.RecordFeedbackRequest(events=[_happened(token, poi_id, event_id).message()])
 
 
 def test_a_file_is_looked_at_once_a_second(tmp_path, monkeypatch):

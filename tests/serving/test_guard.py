@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -88,13 +89,36 @@ def test_a_caller_in_a_hurry_says_nothing_of_the_store(hanging):
 
 
 def test_reads_that_hang_never_take_more_threads_than_there_are(hanging):
-    guard = StoreGuard(2, patience_s=30.0)
+    guard = StoreGuard(2, patience_s=0.2)
     for _ in range(2):
         with pytest.raises(StoreSlow):
             guard.ask(hanging, within_s=0.01)
+    time.sleep(0.25)
     with pytest.raises(StoreSlow, match="all reads"):
         guard.ask(lambda: 1)
     assert not guard.is_open
+
+
+def test_more_reads_than_threads_are_no_store_that_hangs():
+    guard = StoreGuard(2, patience_s=30.0)
+
+    def read(n):
+        time.sleep(0.02)
+        return n
+
+    with ThreadPoolExecutor(16) as callers:
+        assert list(callers.map(lambda n: guard.ask(lambda: read(n)), range(64))) == list(range(64))
+    assert guard.is_open and guard.close()
+
+
+def test_a_read_that_nobody_waits_for_any_more_is_not_begun():
+    guard, release, begun = StoreGuard(1, patience_s=30.0), threading.Event(), []
+    for read in (lambda: release.wait(60), lambda: begun.append(1)):
+        with pytest.raises(StoreSlow):
+            guard.ask(read, within_s=0.01)
+    release.set()
+    assert guard.ask(lambda: 1) == 1
+    assert not begun and guard.close()
 
 
 def test_a_store_on_this_machine_is_read_where_it_is_asked_and_rests_as_any_other():

@@ -17,14 +17,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
+from feature_repo.stores.packed import StoreUnavailable
+from serving import shadow as shadows
 from serving.attribution import KEY_BYTES, Signer
 from serving.client import Asker, Happened, Recommender, Wish
 from serving.feedback import FeedbackLog
+from serving.guard import StoreGuard
 from serving.opening import open_pipeline
 from serving.operator_client import Operator
+from serving.pipeline import Pipeline
 from serving.request import RankRequest, RequestContext
 from serving.retriever import Retriever
+from serving.scorer import Scorer
+from serving.served import answers_of
 from serving.server import ServerOptions, create_server
+from serving.shadow import Shadow
 from serving.v1 import admin_pb2, admin_pb2_grpc
 from serving.v1 import recommender_pb2 as pb
 from trainers import bundle as bundles
@@ -354,6 +361,88 @@ def test_first_tens_of_all_candidates_are_compared_whatever_the_limit(both, expe
     assert common < 10, "the two order alike: a comparison of them says nothing"
     assert report.overlap_at_10 == pytest.approx(common / 10)
     assert sum(scenario.places for scenario in report.scenarios) == 11, "those that were answered"
+
+
+def test_a_shadow_is_compared_with_what_answers_by_now(both, moment, poi_ids):
+    client, operator = both
+    operator.shadow("ple", 1.0)
+    ask(client, moment, poi_ids)
+    assert report_of(operator, 1).overlap_at_10 < 1.0
+    operator.reload("ple")
+    ask(client, moment, poi_ids)
+    while (report := report_of(operator, 1)).overlap_at_10 < 1.0:  # that of before stands there until the first one
+        ask(client, moment, poi_ids)
+    (scenario,) = report.scenarios
+    assert scenario.mean_p_click == scenario.shadow_mean_p_click, "of one pair of bundles"
+
+
+def test_what_a_server_explores_is_no_difference(workspace, folder, moment, poi_ids):
+    with serving(lambda name: open_pipeline(workspace, folder / name, None, unproven=True, explore=5.0)) as both:
+        client, operator = both
+        operator.shadow("larr", 1.0)
+        orders = set()
+        for done in range(3):
+            orders.add(tuple(ask(client, moment, poi_ids).poi_ids))
+            report = report_of(operator, done + 1)
+    assert len(orders) == 3 and (report.failed, report.overlap_at_10) == (0, 1.0)
+
+
+def test_what_the_shadow_read_is_no_answer_that_was_served(workspace, folder, moment, poi_ids):
+    def load(name):
+        return open_pipeline(workspace, folder / name, None, unproven=True, served_share=1.0)
+
+    try:
+        with serving(load) as (client, operator):
+            operator.shadow("ple", 1.0)
+            ask(client, moment, poi_ids)
+            report_of(operator, 1)
+        larr, ple = (list(answers_of(workspace.served, bundles.load(folder / n).manifest.version)) for n in MODELS)
+        assert sum(map(len, larr)) == 20 and not ple
+    finally:
+        shutil.rmtree(workspace.served)
+
+
+@pytest.fixture
+def shadow(load):
+    shadow = Shadow(load("ple"), 1.0)
+    yield shadow
+    shadow.close()
+
+
+def compared(shadow, answers):
+    end = time.monotonic() + 60
+    while (tally := shadow.tally()).answers + tally.skipped + tally.failed < answers:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return tally
+
+
+def test_as_many_places_are_remembered_as_may_be(shadow, load, request_of, monkeypatch):
+    monkeypatch.setattr(shadows, "REMEMBERED", 50)
+    answering, ids = load("larr"), []
+    for done in range(5):
+        ranking = answering.rank(request_of)
+        ids.append(ranking.answer_id)
+        shadow.answered(request_of, ranking, 0.01, "larr")
+        compared(shadow, done + 1)
+    assert list(shadow._answers) == ids[-2:], "of 20 places each"
+    answering.close()
+
+
+def test_an_answer_that_the_shadow_gave_without_the_store_is_no_comparison(load, request_of):
+    def away():
+        raise StoreUnavailable("away")
+
+    guard, alike = StoreGuard(1, rest_s=3600.0), load("ple")
+    with pytest.raises(StoreUnavailable):
+        guard.ask(away)
+    shadow = Shadow(Pipeline(alike.reader, Scorer(alike.bundle), guard=guard), 1.0)
+    answering = load("larr")
+    shadow.answered(request_of, answering.rank(request_of), 0.01, "larr")
+    tally = compared(shadow, 1)
+    assert (tally.answers, tally.skipped, tally.failed) == (0, 1, 0)
+    shadow.close()
+    answering.close()
 
 
 def test_the_time_to_find_candidates_is_in_neither_of_the_times_compared(workspace, folder, moment, monkeypatch):

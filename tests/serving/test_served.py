@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,19 @@ def test_answers_of_other_bundles_and_beyond_the_log_are_left_out(place, bundle)
     assert sum(map(len, answers_of(place.served, bundle.manifest.version))) == 61
     assert not list(answers_of(place.served, "another"))
     assert len(prove.served_rows(place, bundle)) == 60
+
+
+@pytest.mark.parametrize("is_past", [True, False])
+def test_an_answer_for_another_moment_than_what_was_read_is_of_is_not_kept(place, bundle, is_past):
+    """A later pull is as of the answer's moment, and finds other values."""
+    kept = ServedLog(place.served, 1.0, bundle.manifest.version, bundle.schema)
+    pipeline = Pipeline(FeatureReader(open_store(place), bundle), Scorer(bundle), keepers=[kept])
+    poi_ids = tuple(pq.read_table(place.source("pois"))[columns.POI_ID].to_pylist()[:5])
+    at = moment_of(place) - timedelta(days=3) if is_past else datetime.now(UTC) + timedelta(hours=1)
+    context = RequestContext(user_id="u1", scenario_id="search", time_us=int(at.timestamp() * 1e6))
+    assert pipeline.rank(RankRequest(context=context, poi_ids=poi_ids)).degradation is None
+    pipeline.close()
+    assert not list(place.served.glob("*.parquet"))
 
 
 def test_a_folder_that_cannot_be_written_fails_no_answer_and_is_told_once(place, bundle, caplog, monkeypatch):

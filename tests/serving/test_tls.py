@@ -133,7 +133,7 @@ def mine(certificates: Path, name: str) -> Access:
 
 
 def test_mutual_tls_wants_a_certificate_of_the_client_and_its_authority_is_rotated(
-    pipeline, asker, poi_ids, certificates, tmp_path, quick, caplog
+    pipeline, asker, poi_ids, certificates, tmp_path, quick, caplog, scenerank
 ):
     pem, key, authority = certificates / "server.pem", certificates / "server.key", tmp_path / "clients.pem"
     shutil.copy(pem, authority)
@@ -159,6 +159,10 @@ def test_mutual_tls_wants_a_certificate_of_the_client_and_its_authority_is_rotat
         authority.write_bytes(pem.read_bytes() + (certificates / "other.pem").read_bytes())
         assert comes_in(mine(certificates, "other")) and comes_in(mine(certificates, "server"))
         assert not comes_in(Access(root_certificate=pem.read_bytes()))
+        status = ("live", "status", "--address", f"localhost:{server.port}", "--root-certificate", pem)
+        client_pem, client_key = (certificates / f"client-of-server.{kind}" for kind in ("pem", "key"))
+        said = scenerank(*status, "--certificate", client_pem, "--key", client_key)
+        assert said.exit_code == 0 and "larr" in said.output
     finally:
         server.stop()
 
