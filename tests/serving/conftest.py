@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -84,6 +86,13 @@ def feedback_in(postgres: dict[str, str]) -> str:
         "postgresql+psycopg://{SCENERANK_PG_USER}:x@{SCENERANK_PG_HOST}:{SCENERANK_PG_PORT}/{SCENERANK_PG_DATABASE}"
     )
     return address.format(**postgres)
+
+
+def refused(call: Callable[[], Any]) -> grpc.RpcError:
+    """The error that a call ends with."""
+    with pytest.raises(grpc.RpcError) as error:
+        call()
+    return error.value
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from serving.tries import Hedging
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
 from serving.watched import FileError, Watched
+from tests.serving.conftest import refused
 
 TOKEN = "correct-horse-battery-staple"
 RANK, FEEDBACK, ADMIN = (f"{scope.value}-{TOKEN}" for scope in Scope)
@@ -44,10 +45,9 @@ TOKEN_FILE = f"""# whose they are stands behind them
 
 
 def code_of(call) -> grpc.StatusCode:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    assert TOKEN not in str(caught.value)
-    return caught.value.code()
+    error = refused(call)
+    assert TOKEN not in str(error)
+    return error.code()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "127.9.9.9:80", "localhost:50051", "[::1]:0", "unix:/tmp/s"])
@@ -225,12 +225,11 @@ CALLS: dict[str, Callable] = {
 }
 
 
-def refused(method: str, stub: pb_grpc.RecommenderServiceStub, token: str | None) -> grpc.RpcError:
+def refused_for(method: str, stub: pb_grpc.RecommenderServiceStub, token: str | None) -> grpc.RpcError:
     metadata = [("authorization", f"bearer {token}")] if token else []
-    with pytest.raises(grpc.RpcError) as caught:
-        CALLS[method](stub, metadata=metadata, timeout=20)
-    assert TOKEN not in str(caught.value)
-    return caught.value
+    error = refused(lambda: CALLS[method](stub, metadata=metadata, timeout=20))
+    assert TOKEN not in str(error)
+    return error
 
 
 @pytest.mark.parametrize("method", CALLS)
@@ -243,15 +242,15 @@ def test_each_method_wants_its_scope(pipeline, method):
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub = pb_grpc.RecommenderServiceStub(channel)
             for token, scopes in ((RANK, {Scope.RANK}), (ADMIN, {Scope.ADMIN}), (TOKEN, ALL)):
-                error = refused(method, stub, token)
+                error = refused_for(method, stub, token)
                 if own in scopes:
                     assert error.code() in inside
                 else:
                     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
                     assert error.details().endswith(f"this method needs: {own.value}")
-            assert refused(method, stub, FEEDBACK).code() in inside
+            assert refused_for(method, stub, FEEDBACK).code() in inside
             for token in (None, "unknown-" + TOKEN):
-                assert refused(method, stub, token).code() is grpc.StatusCode.UNAUTHENTICATED
+                assert refused_for(method, stub, token).code() is grpc.StatusCode.UNAUTHENTICATED
     finally:
         server.stop()
 

@@ -23,6 +23,7 @@ from serving.server import ServerOptions, create_server
 from serving.tries import Retries
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
+from tests.serving.conftest import refused
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +66,6 @@ class Held:
     def end(self) -> None:
         self._ended.set()
         assert list(self.answers) == []
-
-
-def refused(call) -> grpc.RpcError:
-    with pytest.raises(grpc.RpcError) as error:
-        call()
-    return error.value
 
 
 def test_what_became_of_an_answer_is_kept_under_its_token(client, ranking, asker, url, moment):

@@ -16,6 +16,7 @@ from serving.auth import TOKEN_VARIABLE, AuthError, Tls, Tokens
 from serving.client import Access, Recommender
 from serving.server import ServerOptions, create_server
 from serving.watched import FileError
+from tests.serving.conftest import refused
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -41,12 +42,6 @@ def certificates(tmp_path_factory):
     return folder
 
 
-def code_of(call) -> grpc.StatusCode:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return caught.value.code()
-
-
 def test_tls_from_files(pipeline, asker, poi_ids, certificates):
     tls = Tls(certificate=certificates / "server.pem", key=certificates / "server.key")
     server = create_server(pipeline, ServerOptions(tls=tls, address="127.0.0.1:0"))
@@ -57,7 +52,7 @@ def test_tls_from_files(pipeline, asker, poi_ids, certificates):
             assert client.rank(asker, poi_ids[:1]).poi_ids == poi_ids[:1]
         for access in (Access(root_certificate=wrong), Access()):
             with Recommender(address, access) as client:
-                assert code_of(lambda c=client: c.rank(asker, poi_ids[:1])) is grpc.StatusCode.UNAVAILABLE
+                assert refused(lambda c=client: c.rank(asker, poi_ids[:1])).code() is grpc.StatusCode.UNAVAILABLE
     finally:
         server.stop()
 
@@ -69,7 +64,7 @@ def test_tls_by_authorities_that_everybody_trusts(pipeline, asker, poi_ids, cert
     try:
         access = Access(tls=True, token=TOKEN)
         with Recommender(f"localhost:{server.port}", access) as client:
-            assert code_of(lambda: client.rank(asker, poi_ids[:1])) is grpc.StatusCode.UNAVAILABLE
+            assert refused(lambda: client.rank(asker, poi_ids[:1])).code() is grpc.StatusCode.UNAVAILABLE
         # gRPC reads these once in a process.
         monkeypatch.setenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", str(certificates / "server.pem"))
         monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)

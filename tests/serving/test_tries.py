@@ -23,6 +23,7 @@ from serving.server import ServerOptions, create_server
 from serving.tries import Hedged, Hedging, Retries, SecondTries, channel_options
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
+from tests.serving.conftest import refused
 
 MARGIN_S = 0.5  # a deadline is kept by a thread that has to be woken up, beside others
 SOMEBODY = Asker(user_id="u", scenario_id="s")
@@ -174,13 +175,6 @@ def planned() -> Iterator[Callable[..., Planned]]:
         server.stop()
 
 
-def code_of(call: Callable[[], Any]) -> grpc.StatusCode:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    code: grpc.StatusCode = caught.value.code()
-    return code
-
-
 def rank(client: Any, **options: Any) -> str:
     """Who answered."""
     answerer: str = client.rank(SOMEBODY, ["p"], **options).poi_ids[0]
@@ -221,7 +215,7 @@ def test_what_was_not_done_is_asked_again(client_of, planned, code):
 def test_what_would_end_the_same_is_not(client_of, planned, code):
     server = planned(fails(code), answers)
     with client_of(server.address, retries=QUICK) as client:
-        assert code_of(lambda: rank(client)) is code
+        assert refused(lambda: rank(client)).code() is code
     assert len(server.times) == 1
 
 
@@ -229,7 +223,7 @@ def test_what_would_end_the_same_is_not(client_of, planned, code):
 def test_so_many_tries_and_no_more(client_of, planned, tries, made):
     server = planned(fails(grpc.StatusCode.UNAVAILABLE))
     with client_of(server.address, retries=Retries(tries=tries, wait_seconds=0.01)) as client:
-        assert code_of(lambda: rank(client)) is grpc.StatusCode.UNAVAILABLE
+        assert refused(lambda: rank(client)).code() is grpc.StatusCode.UNAVAILABLE
     assert len(server.times) == made
 
 
@@ -238,7 +232,7 @@ def test_the_deadline_is_that_of_all_tries(client_of, planned):
     with client_of(server.address, retries=Retries(wait_seconds=0.15, longest_wait_seconds=0.15)) as client:
         started = time.monotonic()
         # Tries at 0 and about 0.3; the next one would be at about 0.6.
-        assert code_of(lambda: rank(client, timeout_seconds=0.5)) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert refused(lambda: rank(client, timeout_seconds=0.5)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert 0.5 <= time.monotonic() - started < 0.5 + MARGIN_S
         time.sleep(0.5)
     assert len(server.times) == 2
@@ -247,7 +241,7 @@ def test_the_deadline_is_that_of_all_tries(client_of, planned):
 def test_a_call_may_have_a_deadline_of_its_own(client_of, planned):
     server = planned(after(0.4))
     with client_of(server.address, Access(timeout_seconds=0.1)) as client:
-        assert code_of(lambda: rank(client)) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert refused(lambda: rank(client)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert rank(client, timeout_seconds=5) == server.address
     with client_of(server.address, Access(timeout_seconds=5)) as client:
         for call in (
@@ -255,7 +249,7 @@ def test_a_call_may_have_a_deadline_of_its_own(client_of, planned):
             lambda: client.recommend(SOMEBODY, timeout_seconds=0.1),
             lambda: client.record([], timeout_seconds=0.1),
         ):
-            assert code_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert refused(call).code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_the_servers_word_on_when_to_come_again_counts(client_of, planned):
@@ -266,7 +260,7 @@ def test_the_servers_word_on_when_to_come_again_counts(client_of, planned):
     server = planned(fails(grpc.StatusCode.RESOURCE_EXHAUSTED, 60_000))
     with client_of(server.address, retries=QUICK) as client:
         started = time.monotonic()
-        assert code_of(lambda: rank(client, timeout_seconds=0.2)) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert refused(lambda: rank(client, timeout_seconds=0.2)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - started < 0.2 + MARGIN_S and len(server.times) == 1
 
 
@@ -277,7 +271,7 @@ def test_an_outage_is_not_multiplied(client_of, planned):
 
         def made() -> int:
             before = len(server.times)
-            code_of(lambda: rank(client))
+            refused(lambda: rank(client))
             return len(server.times) - before
 
         assert made() == 5  # 9, 8, 7, 6 and 5 are left after its tries
@@ -306,7 +300,7 @@ def test_a_stream_is_not_tried_again(planned):
     server = planned(fails(grpc.StatusCode.UNAVAILABLE))
     with grpc.insecure_channel(server.address, channel_options(QUICK)) as channel:
         stream = pb_grpc.RecommenderServiceStub(channel).RecordFeedbackStream(iter([pb.RecordFeedbackRequest()]))
-        assert code_of(lambda: next(stream)) is grpc.StatusCode.UNAVAILABLE
+        assert refused(lambda: next(stream)).code() is grpc.StatusCode.UNAVAILABLE
     assert len(server.times) == 1
 
 
@@ -393,7 +387,7 @@ def test_a_quick_answer_is_not_asked_for_twice(client_of, planned):
     with client_of(quick.address, hedging=Hedging(after_seconds=2, to=other.address)) as client:
         assert rank(client) == quick.address
         quick.steps = [fails(grpc.StatusCode.INVALID_ARGUMENT)]
-        assert code_of(lambda: rank(client)) is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused(lambda: rank(client)).code() is grpc.StatusCode.INVALID_ARGUMENT
         assert client.hedged == Hedged(calls=2)
     assert not other.times
 
@@ -417,7 +411,7 @@ def test_where_both_fail_it_is_the_error_of_the_first(client_of, planned):
     first = planned(after(0.3, fails(grpc.StatusCode.INTERNAL)))
     second = planned(fails(grpc.StatusCode.UNAVAILABLE))
     with client_of(first.address, hedging=Hedging(after_seconds=0.1, to=second.address)) as client:
-        assert code_of(lambda: rank(client)) is grpc.StatusCode.INTERNAL
+        assert refused(lambda: rank(client)).code() is grpc.StatusCode.INTERNAL
         assert client.hedged == Hedged(calls=1, sent=1)
     assert len(second.times) == 1  # it is not tried again
 
@@ -427,9 +421,9 @@ def test_both_tries_have_the_deadline_of_the_call(client_of, planned):
     first.steps, second.steps = [first.waits], [second.waits]
     with client_of(first.address, hedging=Hedging(after_seconds=0.8, to=second.address)) as client:
         started = time.monotonic()
-        assert code_of(lambda: rank(client, timeout_seconds=1)) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert refused(lambda: rank(client, timeout_seconds=1)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert 1 <= time.monotonic() - started < 1 + MARGIN_S
-        assert code_of(lambda: rank(client, timeout_seconds=0.1)) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert refused(lambda: rank(client, timeout_seconds=0.1)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert client.hedged == Hedged(calls=2, sent=1)
     until(lambda: (first.left, second.left) == (2, 1))
 
