@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,11 @@ def grown(samples: list[float]) -> float:
     return slope * (len(half) - 1)
 
 
-@pytest.mark.parametrize("requests", [2_000, pytest.param(1_000_000, marks=pytest.mark.full)])
+def full(requests: int, hours: float) -> Any:
+    return pytest.param(requests, marks=[pytest.mark.full, pytest.mark.timeout(int(3600 * hours))])
+
+
+@pytest.mark.parametrize("requests", [2_000, full(100_000, hours=1), full(1_000_000, hours=8)])
 def test_memory_is_flat(workspace: Workspace, asker: Asker, poi_ids: list[str], requests: int) -> None:
     """Rank, Recommend, feedback, callers that give up, new words of the scene: of each some, by several callers."""
     project, samples = Project(ROOT, workspace), list[float]()
