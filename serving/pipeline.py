@@ -73,8 +73,7 @@ class Ranking:
     """An ordered answer: parallel arrays, best first.
 
     Attributes:
-        candidates: all that were ordered, best score first; the answer holds the first n of them, or of an order that
-            was drawn.
+        candidates: all that were scored, best score first; the answer is the first n of them, or of a drawn order.
         scores: float32 (n,), what the objective names: `p_click` or `p_order`.
         p_order: float32 (n,), probability of a click and then an order.
         distance_km: float64 (n,), NaN where one of the two places is unknown.
