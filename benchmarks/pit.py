@@ -3,7 +3,8 @@
 Three views of `entities` keys with `versions` rows each, TTL 365 days; every engine runs in a process of its own, which
 reports seconds of the join and its peak memory above that after the imports. All engines must agree on a checksum.
 Feast's file store (Dask) cannot hold these sizes: it joins a small part, and what it loses of it is counted. An engine
-that takes longer than --patience is stopped; its row then has that time, so that the ratio is at most what it says.
+that takes longer than --patience is stopped; its row then has that time, so that the ratio is at most what it says. So
+has the row of one that runs out of memory.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +31,7 @@ DAY_US = 86_400_000_000
 START_US = 1_600_000_000_000_000
 TIME = pa.timestamp("us", tz="UTC")
 ENGINES = ("asof-store", "feast-duckdb", "asof-by-hand", "polars", "pandas")
+SPINES = (1_000_000, 5_000_000)  # rows
 VERSIONS = (100, 1000)  # of an entity
 PATIENCE_S = 300.0
 FILE_STORE = "feast-file"
@@ -161,12 +164,16 @@ def measure(engine: str, folder: Path) -> None:
 
 
 def joined_by(engine: str, folder: Path, patience_s: float) -> dict[str, Any]:
-    """One engine in a process of its own; without `rows` where it was stopped."""
+    """One engine in a process of its own; without `rows` where it was stopped, or had no memory left."""
+    started = time.perf_counter()
     try:
         return answer_of(__file__, "--engine", engine, "--folder", str(folder), folder=folder, patience_s=patience_s)
     except subprocess.TimeoutExpired:
         print(engine, f"stopped after {patience_s:.0f} s", flush=True)
         return {"seconds": patience_s}
+    except MemoryError:
+        print(engine, "ran out of memory", flush=True)
+        return {"seconds": time.perf_counter() - started}
 
 
 def run(folder: Path, repeats: int, patience_s: float) -> dict[str, dict[str, float]]:
@@ -198,8 +205,9 @@ def at_size(spine_rows: int, rows: int, versions: int, repeats: int, patience_s:
         ours, theirs = found["asof-store"][measured], found[engine][measured]
         return Row(name=name, ours=ours, reference=theirs, better="lower", unit=unit, n=spine_rows)
 
-    also = "" if versions == VERSIONS[0] else f"-{versions}"
-    rows = [row(f"time-vs-feast-duckdb-{versions}", "feast-duckdb", "seconds", "s")]
+    large = "" if spine_rows == SPINES[0] else f"-{spine_rows:,}-rows"
+    also = ("" if versions == VERSIONS[0] else f"-{versions}") + large
+    rows = [row(f"time-vs-feast-duckdb-{versions}{large}", "feast-duckdb", "seconds", "s")]
     rows += [row(f"time-vs-{engine}{also}", engine, "seconds", "s") for engine in ENGINES[2:]]
     if "mib" in found["feast-duckdb"]:
         rows.append(row(f"memory-vs-feast-duckdb{also}", "feast-duckdb", "mib", "MiB"))
@@ -224,7 +232,7 @@ def against_file_store() -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--spine", type=int, default=1_000_000, help="spine rows")
+    parser.add_argument("--spine", type=int, nargs="+", default=SPINES, help="spine rows")
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of each view")
     parser.add_argument("--versions", type=int, nargs="+", default=VERSIONS, help="rows of each entity")
     parser.add_argument("--patience", type=float, default=PATIENCE_S, help="seconds until an engine is stopped")
@@ -236,8 +244,8 @@ def main() -> None:
         measure(options.engine, options.folder)
         return
     rows = []
-    for versions in options.versions:
-        rows += at_size(options.spine, options.rows, versions, options.repeats, options.patience)
+    for spine, versions in product(options.spine, options.versions):
+        rows += at_size(spine, options.rows, versions, options.repeats, options.patience)
     write("pit", rows + against_file_store())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -78,10 +79,13 @@ def answer_of(
     Args:
         folder: where it works; what it leaves behind stays there.
     Raises:
-        RuntimeError: it failed. subprocess.TimeoutExpired: it took longer than `patience_s`.
+        MemoryError: it had none left. RuntimeError: it failed otherwise. subprocess.TimeoutExpired: it took longer than
+            `patience_s`.
     """
     command = [sys.executable, script, *arguments]
     said = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, cwd=folder)
+    if said.returncode == -signal.SIGKILL or any(words in said.stderr for words in ("Out of Memory", "MemoryError")):
+        raise MemoryError(f"{' '.join(command)} ran out of memory:\n{said.stderr}")
     if said.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{said.stderr}")
     line = said.stdout.splitlines()[-1]
