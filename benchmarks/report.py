@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).resolve().parent / "results"
+EXHAUSTED = ("Out of Memory", "MemoryError", "No space left on device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +80,12 @@ def answer_of(
     Args:
         folder: where it works; what it leaves behind stays there.
     Raises:
-        MemoryError: it had none left. RuntimeError: it failed otherwise. subprocess.TimeoutExpired: it took longer than
-            `patience_s`.
+        MemoryError: it had none left, nor disk to spill to. RuntimeError: it failed otherwise.
+        subprocess.TimeoutExpired: it took longer than `patience_s`.
     """
     command = [sys.executable, script, *arguments]
     said = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, cwd=folder)
-    if said.returncode == -signal.SIGKILL or any(words in said.stderr for words in ("Out of Memory", "MemoryError")):
+    if said.returncode == -signal.SIGKILL or (said.returncode and any(words in said.stderr for words in EXHAUSTED)):
         raise MemoryError(f"{' '.join(command)} ran out of memory:\n{said.stderr}")
     if said.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{said.stderr}")
