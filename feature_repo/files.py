@@ -33,14 +33,14 @@ def write_first(path: Path, content: bytes) -> None:
 
     Its folder must be there."""
     staging = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    with open(os.open(staging, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-        file.write(content)
     try:
+        with open(os.open(staging, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(content)
         os.link(staging, path)
     except FileExistsError:
         pass
     finally:
-        staging.unlink()
+        staging.unlink(missing_ok=True)
 
 
 @contextmanager

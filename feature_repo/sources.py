@@ -8,8 +8,8 @@ import yaml
 from feast import FileSource
 
 from feature_repo import columns
-from feature_repo.datasets.schema import DataError, Schema
-from feature_repo.workspace import ENVIRONMENT_VARIABLE, active
+from feature_repo.datasets.schema import Schema
+from feature_repo.workspace import active
 
 if TYPE_CHECKING:
     from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
@@ -20,11 +20,6 @@ WORKSPACE = active()
 
 def active_schema() -> Schema:
     """The schema of the active workspace's dataset. Raises DataError where there is none yet."""
-    if not WORKSPACE.schema.exists():
-        raise DataError(
-            f"{WORKSPACE.root} holds no source tables: run `scenerank data city` first, or point "
-            f"{ENVIRONMENT_VARIABLE} at a workspace that has them"
-        )
     return Schema.load(WORKSPACE.schema)
 
 

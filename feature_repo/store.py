@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ def profiles() -> dict[str, Path]:
 def render(workspace: Workspace, profile: str = EMBEDDED) -> Path:
     """Write the workspace's own `feature_store.yaml`: the profile with its project and paths in this workspace.
 
-    Raises ValueError for an unknown profile, naming the known ones.
+    Raises ValueError for an unknown profile, naming the known ones, and for variables of its that are not set.
     """
     return _written(_config(workspace, profile), workspace.feature_store_yaml)
 
@@ -36,7 +37,10 @@ def _config(workspace: Workspace, profile: str) -> dict[str, Any]:
     known = profiles()
     if profile not in known:
         raise ValueError(f"no store profile {profile!r}; there are {', '.join(known)}")
-    config: dict[str, Any] = yaml.safe_load(known[profile].read_text())
+    text = known[profile].read_text()
+    if unset := sorted({name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ}):
+        raise ValueError(f"the store profile {profile!r} takes {', '.join(unset)} from the environment: set them first")
+    config: dict[str, Any] = yaml.safe_load(text)
     config["project"] = os.environ.get(PROJECT_VARIABLE) or workspace.root.name.replace("-", "_")
     if _own_registry(config):
         config["registry"]["path"] = f"sqlite:///{workspace.root / 'registry.db'}"

@@ -103,12 +103,12 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
             before.close()
 
     def _serving(self) -> pb.Serving:
-        shadow, previous = self._shadow, self._live.previous
+        shadow, current, previous = self._shadow, self._live.current, self._live.previous
         return pb.Serving(
-            current=wire.model_info(self._live.current),
+            current=wire.model_info(current),
             since=wire.timestamp(self._live.since_us),
             previous=None if previous is None else wire.model_info(previous),
-            shadow=None if shadow is None else _report(shadow),
+            shadow=None if shadow is None else _report(shadow, current),
         )
 
 
@@ -131,8 +131,8 @@ def _carried_out(change: Callable[[], None], what: str, context: grpc.ServicerCo
     log.info("%s: done", what)
 
 
-def _report(shadow: shadows.Shadow) -> pb.ShadowReport:
-    tally = shadow.tally()
+def _report(shadow: shadows.Shadow, current: Pipeline) -> pb.ShadowReport:
+    tally = shadow.tally(current.bundle.manifest.version)
     return pb.ShadowReport(
         model=wire.model_info(shadow.pipeline),
         share=shadow.share,

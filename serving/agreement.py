@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import threading
@@ -34,9 +35,12 @@ class Agreed:
     identity: Identity
 
 
+class Otherwise(ValueError):
+    """A name means another bundle, index or key by now than what was agreed on."""
+
+
 def say(path: Path, agreed: Agreed) -> None:
-    """Let all know. The folder is made where it is gone: it may lie where old files are cleaned away."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Let all know."""
     write_whole(path, _text(agreed))
 
 
@@ -46,12 +50,6 @@ def said(path: Path) -> Agreed | None:
         return None
     words = json.loads(path.read_text())
     return Agreed(words["bundle"], Identity(**words["identity"]))
-
-
-def _say_first(path: Path, agreed: Agreed) -> None:
-    """Let all know, unless something was said meanwhile."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_first(path, _text(agreed).encode())
 
 
 def _text(agreed: Agreed) -> str:
@@ -81,11 +79,11 @@ class Follower:
         self._ending.set()
 
     def look(self) -> None:
-        """Follow, where something else is agreed on than answers here. Raises what `said` raises."""
+        """Follow, where something else is agreed on than answers here. Raises OSError, and ValueError for a file that
+        says nothing."""
         agreed = said(self._path)
         if agreed is None:
-            with suppress(Changing), self._live.changing():
-                _say_first(self._path, Agreed(self._live.name, identity_of(self._live.current)))
+            self._say_first()
             return
         if self._is_settled(agreed):
             return
@@ -98,9 +96,17 @@ class Follower:
         except Changing:
             pass  # looked at again once that is done
         except Exception as error:
-            self._refused, self._again = agreed, time.monotonic() + AGAIN_S
+            self._refused = agreed
+            self._again = math.inf if isinstance(error, Otherwise) else time.monotonic() + AGAIN_S
             is_known = isinstance(error, (ValueError, OSError))
             log.error("cannot follow to %s: %s", _words(agreed), error, exc_info=not is_known)
+
+    def _say_first(self) -> None:
+        """Let all know what answers here, unless something was said meanwhile, or it is what the others left."""
+        if self._refused is None:
+            with suppress(Changing), self._live.changing():
+                here = Agreed(self._live.name, identity_of(self._live.current))
+                write_first(self._path, _text(here).encode())
 
     def _is_settled(self, agreed: Agreed) -> bool:
         """Whether it answers, or could not be followed to a moment ago."""
@@ -114,26 +120,34 @@ class Follower:
             self._live.roll_back()
         else:
             self._live.reload(lambda: self._agreed_on(agreed), agreed.bundle)
+        self._refused = None
         log.info("followed to %s", _words(agreed))
 
     def _agreed_on(self, agreed: Agreed) -> Pipeline:
         pipeline = self._load(agreed.bundle)
         if (found := identity_of(pipeline)) != agreed.identity:
             pipeline.close()
-            raise ValueError(f"by now the workspace holds {_words(Agreed(agreed.bundle, found))}")
+            by_now = _words(Agreed(agreed.bundle, found))
+            remedy = f"`scenerank live reload {agreed.bundle}` has all answer with that"
+            raise Otherwise(f"by now the workspace holds {by_now}; {remedy}")
         return pipeline
 
     def _run(self) -> None:
+        is_well = True
         while not self._ending.wait(self._every_s):
             if os.getppid() != self._parent:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             try:
                 self.look()
+                is_well = True
             except Exception:  # whatever it is: without this thread the process would neither follow nor end
-                log.exception("cannot read what was agreed on")
+                if is_well:
+                    log.exception("cannot read, or say, what is agreed on")
+                is_well = False
 
 
 def _words(agreed: Agreed) -> str:
     what = agreed.identity
-    return f"{agreed.bundle}, version {what.bundle}, index {what.index or 'none'}, key of tokens {what.key[:8]}"
+    proven = "" if what.proven else ", unproven"
+    return f"{agreed.bundle}, version {what.bundle}{proven}, index {what.index or 'none'}, key of tokens {what.key[:8]}"

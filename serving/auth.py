@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import os
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -214,20 +215,58 @@ def require_loopback(address: str) -> None:
 class TokenInterceptor(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
     """Lets calls in that carry `authorization: Bearer <token>` with the method's scope; health checks need none.
 
-    A stream is let in with each of its requests: it may last longer than its token is good for.
+    A stream may last longer than its token is good for. So it is let in with each of its requests; and when tokens have
+    changed, the next call of anybody ends those that lost theirs, which would hold a place and say nothing.
     """
 
     def __init__(self, tokens: Callable[[], Tokens]) -> None:
         self._tokens = tokens
+        self._streams: dict[grpc.ServicerContext, Callable[[], Refused | None]] = {}
+        self._seen = tokens()
+        self._lock = threading.Lock()
 
     def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
+        self._end_streams()
         handler = continuation(details)
         if details.method.startswith(OPEN_SERVICES):
             return handler
         if (reason := self._objection(details)) is not None:
             return _refusal(reason)
         is_stream = handler is not None and handler.request_streaming and handler.response_streaming
-        return _asked_again(handler, partial(self._objection, details)) if is_stream else handler
+        return self._asked_again(handler, partial(self._objection, details)) if is_stream else handler
+
+    def _end_streams(self) -> None:
+        """Those whose token is none any more, if tokens have changed."""
+        tokens = self._tokens()
+        with self._lock:
+            streams = {} if tokens is self._seen else dict(self._streams)
+            self._seen = tokens
+        for context, objection in streams.items():
+            if objection() is not None:
+                context.cancel()
+
+    def _asked_again(self, handler: Any, objection: Callable[[], Refused | None]) -> Any:
+        """A handler of streams that ends one at the first request to which there is an objection."""
+
+        def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            def let_in() -> Iterator[Any]:
+                for request in requests:
+                    if (reason := objection()) is not None:
+                        context.abort(*reason)
+                    yield request
+
+            with self._lock:
+                self._streams[context] = objection
+            if not context.add_callback(partial(self._ended, context)):
+                self._ended(context)
+            responses: Iterator[Any] = handler.stream_stream(let_in(), context)
+            return responses
+
+        return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+
+    def _ended(self, context: grpc.ServicerContext) -> None:
+        with self._lock:
+            self._streams.pop(context, None)
 
     def _objection(self, details: Any) -> Refused | None:
         """Why a call is not let in; None: it is."""
@@ -246,22 +285,6 @@ def _sent(metadata: Any) -> bytes:
     value = next((value for key, value in metadata if key == "authorization"), b"")
     scheme, _, token = (value if isinstance(value, bytes) else value.encode()).partition(b" ")
     return token if scheme.lower() == b"bearer" else b""
-
-
-def _asked_again(handler: Any, objection: Callable[[], Refused | None]) -> Any:
-    """A handler of streams that ends one at the first request to which there is an objection."""
-
-    def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        def let_in() -> Iterator[Any]:
-            for request in requests:
-                if (reason := objection()) is not None:
-                    context.abort(*reason)
-                yield request
-
-        responses: Iterator[Any] = handler.stream_stream(let_in(), context)
-        return responses
-
-    return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
 
 def _refusal(reason: Refused) -> Any:

@@ -83,6 +83,8 @@ def run(
             demo.show(target, names[-1])
         runs = [demo.run_of(Workspace(root), name, at) for at, root in roots.items() for name in names]
         demo.print_metrics(runs, Workspace(roots[seed]), dataset.value)
+        serve = f"scenerank serve --model {names[-1]} --workspace {roots[seed]}"
+        screen.console.print(f"all of it is in {roots[seed]}; `{serve}` answers on 127.0.0.1:50051", soft_wrap=True)
 
 
 @app.command()
@@ -205,7 +207,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, order of rows and dropout.")] = 0,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """A training set -> a bundle, with its metrics on the test part."""
+    """A training set -> a bundle, with its metrics on the test part; `scenerank prove` comes before it is served."""
     from feature_repo.store import open_store
     from serving import demo, screen, stages
 

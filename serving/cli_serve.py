@@ -11,12 +11,13 @@ import typer
 
 from serving.logs import LogFormat, LogLevel
 from serving.options import (
+    BundleOption,
     LogFormatOption,
     LogLevelOption,
-    ModelOption,
     TraceOption,
     WorkspaceOption,
     explained,
+    root_of,
     workspace_of,
 )
 
@@ -54,7 +55,7 @@ ParentOption = Annotated[int, typer.Option(hidden=True)]
 
 
 def serve(
-    model: ModelOption = "larr",
+    model: BundleOption = "larr",
     address: ListenOption = "127.0.0.1:50051",
     certificate: CertificateOption = None,
     key: KeyOption = None,
@@ -75,12 +76,12 @@ def serve(
     agreed: AgreedOption = None,
     parent: ParentOption = 0,
 ) -> None:
-    """Answer Rank and Recommend over gRPC until SIGTERM."""
+    """Answer Rank, Recommend and Explain, and take feedback, over gRPC until SIGTERM."""
     from serving import logs
 
     logs.configure(log_format, log_level)
     if processes > 1:
-        _serve_together(processes, model, address, metrics_port)
+        _serve_together(processes, model, address, metrics_port, root_of(workspace))
     from serving import auth, lifetime, server, tracing
 
     with explained():
@@ -114,7 +115,7 @@ def serve(
         )
 
 
-def _serve_together(count: int, model: str, address: str, metrics_port: int | None) -> NoReturn:
+def _serve_together(count: int, model: str, address: str, metrics_port: int | None, root: Path) -> NoReturn:
     """This very command in several processes, which share the address."""
     from serving import processes
 
@@ -125,6 +126,9 @@ def _serve_together(count: int, model: str, address: str, metrics_port: int | No
         return [sys.executable, "-m", "serving.cli", *sys.argv[1:], *changed]
 
     host = address.rsplit(":", 1)[0]
+    place = root if root.is_dir() else None  # the processes say what they lack
     with explained():
-        status = processes.serve(command, count, address, lambda port: typer.echo(f"serving {model} on {host}:{port}"))
+        status = processes.serve(
+            command, count, address, lambda port: typer.echo(f"serving {model} on {host}:{port}"), place
+        )
     raise typer.Exit(status)

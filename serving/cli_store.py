@@ -14,11 +14,15 @@ from serving.options import WorkspaceOption, explained, utc, workspace_of
 
 
 def freshness(
-    at: Annotated[datetime | None, typer.Option(help="UTC; the end of the log by default.")] = None,
+    at: Annotated[
+        datetime | None, typer.Option(help="UTC; the end of the log by default: of a log that grows, give now.")
+    ] = None,
     prometheus: Annotated[Path | None, typer.Option(help="Also write gauges to this file, for a scraper.")] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """How old the values of every view are, offline and online. Exit status 1 where a promise is broken."""
+    import duckdb
+
     from feature_repo.datasets.schema import Schema
     from feature_repo.store import open_store
     from serving import freshness as measured
@@ -27,7 +31,10 @@ def freshness(
     with explained():
         target = workspace_of(workspace)
         moment = utc(at) or Schema.load(target.schema).split.end
-        found = list(measured.measure(open_store(target), moment))
+        try:
+            found = list(measured.measure(open_store(target), moment))
+        except duckdb.IOException as error:
+            raise ValueError(f"a view's source is not there yet (`scenerank embed`, `knowledge`): {error}") from error
         if prometheus is not None:
             measured.export(found, prometheus)
     screen.console.print(screen.freshness_table(found, moment))
@@ -83,6 +90,8 @@ def stream(
             raise ValueError("give a file or --redis-stream, one of the two")
         if again:
             record.forget()
+        if file is not None and not file.exists():
+            typer.echo(f"{file} is not there yet; it is waited for", err=True)
         source = FileTail(file) if file is not None else RedisStream(redis, str(redis_stream))
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
         busy = f"`scenerank data` is at work in {target.root}: stream when it is done"
@@ -117,6 +126,7 @@ def feedback(
 
     with explained():
         target = workspace_of(workspace)
+        Schema.load(target.schema)  # a mistyped workspace is none to make a database in
         engine = feedback_tables.opened(feedback_tables.url_of(target))
         if action is FeedbackAction.STATUS:
             found = counts(engine)

@@ -93,7 +93,8 @@ class StoreGuard:
     def close(self) -> bool:
         """Take no more reads; whether none hangs."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        return not self._begun
+        with self._lock:
+            return all(reading.done() for reading in self._begun)
 
     def _begin(self, read: Callable[[], Found]) -> Future[Found]:
         reading = self._pool.submit(copy_context().run, read)  # stages are of the request under way

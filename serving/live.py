@@ -32,15 +32,22 @@ class Identity:
     Attributes:
         bundle, index: their versions; empty without an index.
         key: fingerprint of the key that signs tokens.
+        proven: what answers say of the bundle's certificate.
     """
 
     bundle: str
     index: str
     key: str
+    proven: bool
 
 
 def identity_of(pipeline: Pipeline) -> Identity:
-    return Identity(pipeline.bundle.manifest.version, pipeline.index_version, pipeline.signer.fingerprint)
+    return Identity(
+        bundle=pipeline.bundle.manifest.version,
+        index=pipeline.index_version,
+        key=pipeline.signer.fingerprint,
+        proven=pipeline.proven,
+    )
 
 
 class _Held:

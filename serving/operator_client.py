@@ -42,7 +42,7 @@ class Operator:
         return self._stub.Reload(pb.ReloadRequest(bundle=bundle), **self._said).serving
 
     def roll_back(self) -> pb.Serving:
-        """Answer with the bundle of before the last reload, at once."""
+        """Answer at once with what answered before the last change to something else."""
         return self._stub.RollBack(pb.RollBackRequest(), **self._said).serving
 
     def shadow(self, bundle: str, share: float = 0.0) -> pb.Serving:

@@ -56,6 +56,7 @@ def serve(
     count: int,
     address: str,
     started: Callable[[int], None],
+    place: Path | None = None,
 ) -> int:
     """Run `count` processes until SIGTERM or SIGINT; returns the status to end with.
 
@@ -65,6 +66,7 @@ def serve(
     Args:
         command: of process n, on an address, with the file by which the processes agree on what answers.
         started: is called with the port once all of them answer.
+        place: a folder for that file which nobody else writes to, nor cleans up; None: one for temporary files.
     Raises:
         OSError: the address is taken or is none.
     """
@@ -73,8 +75,11 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda arrived, _: signals.put(arrived))
     host = address.rsplit(":", 1)[0]
-    with closing(reserved(address)) as place, tempfile.TemporaryDirectory(prefix="scenerank-") as folder:
-        port: int = place.getsockname()[1]
+    with (
+        closing(reserved(address)) as reservation,
+        tempfile.TemporaryDirectory(prefix=".processes-", dir=place) as folder,
+    ):
+        port: int = reservation.getsockname()[1]
         workers = [_Worker(command(n, f"{host}:{port}", Path(folder) / "agreed.json")) for n in range(count)]
         try:
             if not _all_answer(workers, signals):
@@ -138,7 +143,10 @@ def _replaced(worker: _Worker, stops: threading.Event) -> None:
         if stops.wait(wait_s):
             return
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-        worker.begin()
+        try:
+            worker.begin()
+        except OSError as error:  # no memory, or no process, to be had just now
+            log.error("a server process cannot be started: %s", error)
 
 
 def _end(workers: Sequence[_Worker]) -> int:

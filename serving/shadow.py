@@ -27,7 +27,7 @@ from serving.request import RankRequest, RecommendRequest
 log = logging.getLogger(__name__)
 WAITING = 4  # requests
 TOP = 10
-REMEMBERED = 200_000  # places of answers that feedback may still come for
+REMEMBERED, ANSWERS = 200_000, 20_000  # places, and answers of them, that feedback may still come for
 CLICKED = (Outcome.CLICKED, Outcome.ORDERED)
 UNSEEN = Caller(is_seen=False)
 
@@ -145,9 +145,11 @@ class Shadow:
                     answer.clicked[at] = True
                     tally.clicks += 1
 
-    def tally(self) -> Tally:
-        """What was seen so far."""
+    def tally(self, against: str) -> Tally:
+        """What was seen so far of this and the bundle of that version, which answers."""
         with self._lock:
+            if against != self._against:
+                self._begin(against)
             scenarios = defaultdict(ScenarioTally, {name: replace(t) for name, t in self._tally.scenarios.items()})
             return replace(self._tally, scenarios=scenarios)
 
@@ -171,7 +173,7 @@ class Shadow:
             except Exception:
                 log.exception("the bundle in the shadow failed to answer")
                 with self._lock:
-                    self._tally.failed += 1
+                    self._tally.failed += job.against == self._against
 
     def _compare(self, job: _Job, other: Ranking, seconds: float) -> None:
         ranking, top = job.ranking, min(TOP, len(job.ranking.candidates))
@@ -200,6 +202,6 @@ class Shadow:
     def _remember(self, answer_id: str, answer: _Answer) -> None:
         self._answers[answer_id] = answer
         self._places += len(answer.poi_ids)
-        while self._places > REMEMBERED:
+        while self._places > REMEMBERED or len(self._answers) > ANSWERS:
             _, oldest = self._answers.popitem(last=False)
             self._places -= len(oldest.poi_ids)

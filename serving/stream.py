@@ -34,9 +34,9 @@ class Watch:
         ends = self._asked_to_stop or (self._once and not step.messages and not step.failed)
         if ends or (step.messages and time.monotonic() >= self._said + SAID_EVERY_S):
             self._said = time.monotonic()
+            age = f"; the newest was {self._lag_s:.2f} s old when it was in" if self._clicks else ""
             screen.console.print(
-                f"{self._clicks:,} clicks, {self._repeated:,} repeated, {self._rejected:,} left out; "
-                f"the newest was {self._lag_s:.2f} s old when it was in"
+                f"{self._clicks:,} clicks, {self._repeated:,} repeated, {self._rejected:,} left out{age}"
             )
         return ends
 

@@ -135,6 +135,12 @@ class Schema:
 
     @staticmethod
     def load(path: Path) -> Schema:
+        """Raises DataError where there is none."""
+        if not path.is_file():
+            raise DataError(
+                f"{path.parent.parent} holds no source tables: run `scenerank data city` first, or point "
+                "SCENERANK_WORKSPACE (`--workspace`) at a workspace that has them"
+            )
         return Schema.from_json(path.read_text())
 
     @staticmethod

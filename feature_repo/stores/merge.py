@@ -8,6 +8,7 @@ parts know nothing of each other, so that they may be joined on other machines.
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -94,7 +95,10 @@ def together(parts: Sequence[Part]) -> dict[str, pa.ChunkedArray]:
 def _dataset(relation: str | pa.Table) -> pds.Dataset:
     if isinstance(relation, pa.Table):
         return pds.dataset(relation)
-    return pds.dataset(sorted(glob.glob(relation)) if glob.has_magic(relation) else relation)
+    files = sorted(glob.glob(relation)) if glob.has_magic(relation) else relation
+    if not glob.has_magic(relation) and not os.path.exists(relation):
+        raise FileNotFoundError(f"{relation} is not there: `scenerank embed` or `scenerank knowledge` writes it")
+    return pds.dataset(files)
 
 
 def _asked(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, schema: pa.Schema) -> pl.DataFrame:

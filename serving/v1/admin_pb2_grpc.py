@@ -88,8 +88,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RollBack(self, request, context):
-        """Lets the bundle of before the last reload answer again, at once: it is still loaded. FAILED_PRECONDITION where there
-        is none. A second call goes forward again.
+        """Lets what answered before the last change to something else answer again, at once: it is still loaded.
+        FAILED_PRECONDITION where there is none. A second call goes forward again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -144,3 +144,21 @@ def test_a_replaced_folder_is_open_to_whom_it_was_open(folder, mode):
     finally:
         os.umask(before)
     assert folder.stat().st_mode & 0o7777 == (0o755 if mode is None else mode)
+
+
+def test_of_several_writers_the_first_one_counts_and_nothing_lies_beside(tmp_path):
+    path = tmp_path / "said"
+    for content in (b"first", b"second"):
+        files.write_first(path, content)
+    assert path.read_bytes() == b"first" and path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_first_writer_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_first(tmp_path / "said", b"first")
+    assert not list(tmp_path.iterdir())

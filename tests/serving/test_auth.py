@@ -355,6 +355,29 @@ def test_a_stream_ends_with_its_token(pipeline, asker, poi_ids, tmp_path, quick)
         feedback.close()
 
 
+def test_a_stream_that_says_nothing_ends_when_its_token_is_gone(pipeline, asker, poi_ids, tmp_path, quick):
+    path = tmp_path / "tokens"
+    path.write_text(f"{FEEDBACK} feedback\n{RANK} rank\n")
+    server = create_server(pipeline, ServerOptions(tokens=tokens_from(path)))
+    address, never = f"127.0.0.1:{server.port}", SimpleQueue()
+    try:
+        with Recommender(address, Access(token=RANK)) as other, grpc.insecure_channel(address) as channel:
+            stub = pb_grpc.RecommenderServiceStub(channel)
+            metadata = Access(token=FEEDBACK).metadata
+            said = stub.RecordFeedbackStream(iter(never.get, None), metadata=metadata, timeout=30)
+            while not server.streams._open:
+                time.sleep(0.01)
+            assert other.rank(asker, poi_ids[:1]).poi_ids and said.is_active()
+            path.write_text(f"{RANK} rank\n")
+            assert other.rank(asker, poi_ids[:1]).poi_ids
+            assert code_of(lambda: next(said)) is grpc.StatusCode.CANCELLED
+            never.put(None)
+            while server.streams._open:
+                time.sleep(0.01)
+    finally:
+        server.stop()
+
+
 def _happened(token: str, poi_id: str, event_id: str) -> Happened:
     return Happened(token=token, poi_id=poi_id, outcome="clicked", event_id=event_id)
 

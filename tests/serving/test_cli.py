@@ -50,6 +50,9 @@ def test_every_verb_explains_itself(scenerank, verb):
     assert f"Usage: scenerank {verb}" in done.words
 
 
+WITH_A_LOG = ("freshness", "feedback", "rank", "recommend", "explain")
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -70,10 +73,13 @@ def test_every_verb_explains_itself(scenerank, verb):
         (("knowledge", "--every", "0"), "every_days, liked, kinds, clicks and own must be positive"),
         (("materialize",), "feature_store.yaml is not there: run `scenerank apply` first"),
         (("train",), "feature_store.yaml is not there: run `scenerank apply` first"),
+        *(((verb,), "holds no source tables: run `scenerank data city` first") for verb in WITH_A_LOG),
+        (("apply", "--profile", "redis"), "the store profile 'redis' takes SCENERANK_REDIS from the environment"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(scenerank, tmp_path, monkeypatch, command, message):
-    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    for name in (DATA_VARIABLE, "SCENERANK_REDIS"):
+        monkeypatch.delenv(name, raising=False)
     done = scenerank(*command, "--workspace", tmp_path / "new")
     assert done.exit_code == 2
     assert message in done.words

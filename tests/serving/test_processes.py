@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, cast
 
 import grpc
@@ -232,7 +233,7 @@ def test_followers_go_back_at_once_load_what_is_new_and_refuse_what_is_another_b
         follower.look()
         follower.look()
         assert live.name == "larr" and "cannot follow to" in caplog.text
-    assert f"by now the workspace holds ple, version {ple.bundle}, index none" in caplog.text
+    assert f"by now the workspace holds ple, version {ple.bundle}, unproven, index none" in caplog.text
     assert loaded == ["ple", "ple", "none"]  # what was refused is not tried again and again
     follower.close()
 
@@ -240,15 +241,49 @@ def test_followers_go_back_at_once_load_what_is_new_and_refuse_what_is_another_b
 def test_the_first_to_look_says_what_answers_and_again_where_that_is_cleaned_away(
     live: Live, load: Callable[[str], Pipeline], tmp_path: Path
 ) -> None:
-    path = tmp_path / "cleaned" / "agreed.json"
+    path = tmp_path / "agreed.json"
     follower = Follower(path, live, load, os.getppid(), every_s=3600)
     follower.look()
     assert agreement.said(path) == Agreed("larr", identity_of(live.current))
-    told(live, load, path, "ple", before=lambda: shutil.rmtree(path.parent))
+    told(live, load, path, "ple", before=path.unlink)
     assert agreement.said(path) == Agreed("ple", identity_of(live.current))
-    shutil.rmtree(path.parent)
+    path.unlink()
     follower.look()
     assert live.name == "ple" and agreement.said(path) == Agreed("ple", identity_of(live.current))
+    agreement.say(path, Agreed("none", identity_of(live.current)))
+    follower.look()
+    path.unlink()
+    follower.look()
+    assert agreement.said(path) is not None, "of one identity: it answers"
+    follower.close()
+
+
+def test_who_could_not_follow_says_nothing(live: Live, load: Callable[[str], Pipeline], tmp_path: Path) -> None:
+    path = tmp_path / "agreed.json"
+    follower = Follower(path, live, load, os.getppid(), every_s=3600)
+    agreement.say(path, Agreed("none", replace(identity_of(live.current), bundle="another")))
+    follower.look()
+    path.unlink()
+    follower.look()
+    assert not path.exists()
+    follower.close()
+
+
+def test_a_bundle_that_was_proven_meanwhile_is_another(
+    live: Live, load: Callable[[str], Pipeline], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded: list[str] = []
+
+    def counted(name: str) -> Pipeline:
+        loaded.append(name)
+        return load(name)
+
+    path = tmp_path / "agreed.json"
+    follower = Follower(path, live, counted, os.getppid(), every_s=3600)
+    agreement.say(path, Agreed("larr", replace(identity_of(live.current), proven=True)))
+    follower.look()
+    assert loaded == ["larr"] and "`scenerank live reload larr` has all answer with that" in caplog.text
+    assert follower._again == math.inf, "what the workspace holds changes by no waiting"
     follower.close()
 
 
@@ -355,7 +390,9 @@ def test_a_follower_outlives_whatever_goes_wrong(
     path = tmp_path / "agreed.json"
     path.write_text("no JSON")
     follower = Follower(path, live, load_from_the_registry, os.getppid(), every_s=0.01)
-    within(lambda: "cannot read what was agreed on" in caplog.text)
+    within(lambda: "cannot read, or say, what is agreed on" in caplog.text)
+    time.sleep(0.1)
+    assert caplog.text.count("cannot read, or say") == 1, "told once"
     ple = bundles.load(workspace.bundles / "ple").manifest.version
     agreement.say(path, Agreed("ple", replace(identity_of(live.current), bundle=ple)))
     assert tried.acquire(timeout=60)
@@ -368,10 +405,10 @@ def test_a_follower_outlives_whatever_goes_wrong(
 
 
 def test_a_process_whose_parent_is_gone_ends(live: Live, tmp_path: Path) -> None:
-    ended = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    ended: SimpleQueue[int] = SimpleQueue()
+    before = signal.signal(signal.SIGTERM, lambda number, _: ended.put(number))
     try:
         Follower(tmp_path / "agreed.json", live, lambda name: live.current, parent=-1, every_s=0.05)
-        assert ended.wait(10)
+        assert ended.get(timeout=10) == signal.SIGTERM
     finally:
         signal.signal(signal.SIGTERM, before)

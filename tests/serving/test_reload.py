@@ -368,10 +368,10 @@ def test_a_shadow_is_compared_with_what_answers_by_now(both, moment, poi_ids):
     operator.shadow("ple", 1.0)
     ask(client, moment, poi_ids)
     assert report_of(operator, 1).overlap_at_10 < 1.0
-    operator.reload("ple")
+    assert operator.reload("ple").shadow.answers == 0
     ask(client, moment, poi_ids)
-    while (report := report_of(operator, 1)).overlap_at_10 < 1.0:  # that of before stands there until the first one
-        ask(client, moment, poi_ids)
+    report = report_of(operator, 1)
+    assert report.overlap_at_10 == 1.0
     (scenario,) = report.scenarios
     assert scenario.mean_p_click == scenario.shadow_mean_p_click, "of one pair of bundles"
 
@@ -411,7 +411,7 @@ def shadow(load):
 
 def compared(shadow, answers):
     end = time.monotonic() + 60
-    while (tally := shadow.tally()).answers + tally.skipped + tally.failed < answers:
+    while (tally := shadow.tally("larr")).answers + tally.skipped + tally.failed < answers:
         assert time.monotonic() < end
         time.sleep(0.01)
     return tally
@@ -426,6 +426,10 @@ def test_as_many_places_are_remembered_as_may_be(shadow, load, request_of, monke
         shadow.answered(request_of, ranking, 0.01, "larr")
         compared(shadow, done + 1)
     assert list(shadow._answers) == ids[-2:], "of 20 places each"
+    monkeypatch.setattr(shadows, "ANSWERS", 1)
+    shadow.answered(request_of, answering.rank(request_of), 0.01, "larr")
+    compared(shadow, 6)
+    assert len(shadow._answers) == 1
     answering.close()
 
 
