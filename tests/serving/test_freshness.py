@@ -76,3 +76,14 @@ def test_the_verb_fails_where_a_promise_is_broken(city, scenerank, end):
     assert scenerank("freshness").exit_code == 0
     late = scenerank("freshness", "--at", f"{end + timedelta(days=3):%Y-%m-%d}")
     assert late.exit_code == 1 and "late" in late.output
+
+
+def test_a_source_that_is_not_there_is_no_late_view(city, scenerank):
+    """Status 1 says that a promise is broken, 2 that nothing can be told."""
+    file = city.workspace.knowledge / "poi_text.parquet"
+    aside = file.rename(file.with_suffix(".aside"))
+    try:
+        done = scenerank("freshness")
+    finally:
+        aside.rename(file)
+    assert done.exit_code == 2 and "a view's source is not there yet (`scenerank embed`, `knowledge`)" in done.words
