@@ -60,11 +60,11 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
     def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:
         load = self._loader(request.bundle, context)
         reload = partial(self._live.reload, load, request.bundle, self._announce)
-        _carried_out(partial(self._alone, reload), f"reload of {request.bundle}", context)
+        self._carry_out(reload, f"reload of {request.bundle}", context)
         return pb.ReloadResponse(serving=self._serving())
 
     def RollBack(self, request: pb.RollBackRequest, context: grpc.ServicerContext) -> pb.RollBackResponse:
-        _carried_out(partial(self._alone, partial(self._live.roll_back, self._announce)), "roll back", context)
+        self._carry_out(partial(self._live.roll_back, self._announce), "roll back", context)
         return pb.RollBackResponse(serving=self._serving())
 
     def Shadow(self, request: pb.ShadowRequest, context: grpc.ServicerContext) -> pb.ShadowResponse:
@@ -75,7 +75,7 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
             self._put_in_shadow(None)
         else:
             load = self._loader(request.bundle, context)
-            _carried_out(partial(self._alone, lambda: self._cast(load, share)), f"shadow of {request.bundle}", context)
+            self._carry_out(lambda: self._cast(load, share), f"shadow of {request.bundle}", context)
         return pb.ShadowResponse(serving=self._serving())
 
     def _loader(self, name: str, context: grpc.ServicerContext) -> Callable[[], Pipeline]:
@@ -88,10 +88,25 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
             raise AssertionError("abort returned")
         return lambda: load(name)
 
-    def _alone(self, change: Callable[[], None]) -> None:
-        """Who follows what is agreed on finds no moment between a change and its word."""
-        with self._live.changing():
-            change()
+    def _carry_out(self, change: Callable[[], None], what: str, context: grpc.ServicerContext) -> None:
+        """Make a change, or end the call with the reason why not: an operator is told it, as in the log.
+
+        What cannot be used raises ValueError (a bundle, an index, knowledge, a key) or OSError; anything else is a
+        fault.
+        """
+        try:
+            with self._live.changing():  # who follows what is agreed on finds no moment between a change and its word
+                change()
+        except Changing as error:
+            context.abort(grpc.StatusCode.ABORTED, str(error))
+        except NothingBefore as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except (ValueError, OSError) as error:
+            log.warning("%s refused: %s", what, error)
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except Exception:
+            observe.fault(context)
+        log.info("%s: done", what)
 
     def _cast(self, load: Callable[[], Pipeline], share: float) -> None:
         self._put_in_shadow(shadows.Shadow(self._live.opened(load), share))
@@ -110,25 +125,6 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
             previous=None if previous is None else wire.model_info(previous),
             shadow=None if shadow is None else _report(shadow, current),
         )
-
-
-def _carried_out(change: Callable[[], None], what: str, context: grpc.ServicerContext) -> None:
-    """Make a change, or end the call with the reason why not: an operator is told it, as in the log.
-
-    What cannot be used raises ValueError (a bundle, an index, knowledge, a key) or OSError; anything else is a fault.
-    """
-    try:
-        change()
-    except Changing as error:
-        context.abort(grpc.StatusCode.ABORTED, str(error))
-    except NothingBefore as error:
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-    except (ValueError, OSError) as error:
-        log.warning("%s refused: %s", what, error)
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-    except Exception:
-        observe.fault(context)
-    log.info("%s: done", what)
 
 
 def _report(shadow: shadows.Shadow, current: Pipeline) -> pb.ShadowReport:

@@ -113,8 +113,7 @@ class Shadow:
             against: version of the bundle that answered.
         """
         with self._lock:
-            if against != self._against:
-                self._begin(against)
+            self._stand_beside(against)
         if random.random() >= self.share or ranking.degradation is not None or not ranking.poi_ids:
             return
         again = RankRequest(
@@ -148,8 +147,7 @@ class Shadow:
     def tally(self, against: str) -> Tally:
         """What was seen so far of this and the bundle of that version, which answers."""
         with self._lock:
-            if against != self._against:
-                self._begin(against)
+            self._stand_beside(against)
             scenarios = defaultdict(ScenarioTally, {name: replace(t) for name, t in self._tally.scenarios.items()})
             return replace(self._tally, scenarios=scenarios)
 
@@ -159,10 +157,12 @@ class Shadow:
         self._thread.join(timeout=10.0)
         self.pipeline.close()
 
-    def _begin(self, against: str) -> None:
-        self._against, self._tally = against, Tally()
-        self._answers.clear()
-        self._places = 0
+    def _stand_beside(self, against: str) -> None:
+        """Begin anew where another bundle answers by now."""
+        if against != self._against:
+            self._against, self._tally = against, Tally()
+            self._answers.clear()
+            self._places = 0
 
     def _run(self) -> None:
         while (job := self._waiting.get()) is not None:

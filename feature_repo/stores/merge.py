@@ -95,10 +95,11 @@ def together(parts: Sequence[Part]) -> dict[str, pa.ChunkedArray]:
 def _dataset(relation: str | pa.Table) -> pds.Dataset:
     if isinstance(relation, pa.Table):
         return pds.dataset(relation)
-    files = sorted(glob.glob(relation)) if glob.has_magic(relation) else relation
-    if not glob.has_magic(relation) and not os.path.exists(relation):
+    if glob.has_magic(relation):
+        return pds.dataset(sorted(glob.glob(relation)))
+    if not os.path.exists(relation):
         raise FileNotFoundError(f"{relation} is not there: `scenerank embed` or `scenerank knowledge` writes it")
-    return pds.dataset(files)
+    return pds.dataset(relation)
 
 
 def _asked(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, schema: pa.Schema) -> pl.DataFrame:
