@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serving.options import AddressOption, explained
+from serving.options import explained, gathered
+from serving.reaching import Reach
 
 
 class Change(Enum):
@@ -21,18 +20,12 @@ class Change(Enum):
     SHADOW = "shadow"
 
 
+@gathered(reach=Reach)
 def live(
+    reach: Reach,
     change: Annotated[Change, typer.Argument(help="What to do.")] = Change.STATUS,
     bundle: Annotated[str, typer.Argument(help="Name of a bundle of the server's workspace.")] = "",
-    address: AddressOption = "127.0.0.1:50051",
     share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the requests, for a bundle in the shadow.")] = 0.1,
-    token_file: Annotated[
-        Path | None, typer.Option(help="Its first token of scope admin is sent; or the one of SCENERANK_TOKEN.")
-    ] = None,
-    root_certificate: Annotated[Path | None, typer.Option(help="PEM that the server is signed by, for TLS.")] = None,
-    tls: Annotated[bool, typer.Option("--tls", help="TLS to a server that a public authority signed.")] = False,
-    certificate: Annotated[Path | None, typer.Option(help="PEM of yours, where the server wants mutual TLS.")] = None,
-    key: Annotated[Path | None, typer.Option(help="PEM of its private key.")] = None,
     timeout: Annotated[
         float, typer.Option(min=1.0, help="Seconds: a bundle is loaded and verified meanwhile.")
     ] = 120.0,
@@ -47,8 +40,7 @@ def live(
     import grpc
 
     from serving import screen
-    from serving.auth import TOKEN_VARIABLE, Scope, token_for
-    from serving.client import Access
+    from serving.auth import Scope
     from serving.operator_client import Operator
 
     with explained():
@@ -58,10 +50,7 @@ def live(
             raise ValueError(f"{change.value} takes no bundle; `scenerank live reload {bundle}` has that one answer")
         if share == 0.0:
             raise ValueError("a share of 0 compares nothing; `scenerank live shadow` ends the shadow")
-        token = token_for(Scope.ADMIN, token_file) if token_file else os.environ.get(TOKEN_VARIABLE, "").strip()
-        root, mine, secret = (path.read_bytes() if path else None for path in (root_certificate, certificate, key))
-        access = Access(root_certificate=root, tls=tls, certificate=mine, key=secret, token=token or None)
-        with Operator(address, access, timeout) as operator:
+        with Operator(reach.address, reach.access(Scope.ADMIN), timeout) as operator:
             try:
                 match change:
                     case Change.STATUS:

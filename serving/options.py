@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,11 +30,6 @@ BesideOption = Annotated[
     bool,
     typer.Option("--beside", help="Leave the version in use; have this one served beside it, by a view of its own."),
 ]
-AddressOption = Annotated[str, typer.Option(help="Of a running server.")]
-UserOption = Annotated[str | None, typer.Option(help="User id.")]
-ScenarioOption = Annotated[str | None, typer.Option(help="Scenario id.")]
-SceneOption = Annotated[list[str] | None, typer.Option(help="name=value, such as weather=rain; may be repeated.")]
-LimitOption = Annotated[int, typer.Option(help="Rows to show.")]
 LogFormatOption = Annotated[LogFormat, typer.Option(help="Of what the server says of itself.")]
 LogLevelOption = Annotated[LogLevel, typer.Option(help="debug: a line a request too.")]
 TraceOption = Annotated[
@@ -65,3 +62,36 @@ def explained() -> Iterator[None]:
 def utc(moment: datetime | None) -> datetime | None:
     """A moment that names no zone is UTC."""
     return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+
+
+def gathered(**parts: Callable[..., object]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A verb's parameter of this name comes from options of its own: those that its maker takes.
+
+    >>> def place(latitude: float = 60.0, longitude: float = 25.0) -> str:
+    ...     return f"{latitude} N, {longitude} E"
+    >>> @gathered(where=place)
+    ... def say(where: str, twice: bool = False) -> None:
+    ...     print(where, "twice" if twice else "once")
+    >>> str(inspect.signature(say))
+    '(*, latitude: float = 60.0, longitude: float = 25.0, twice: bool = False) -> None'
+    >>> say(latitude=61.5, longitude=24.0, twice=True)
+    61.5 N, 24.0 E twice
+    """
+    fields = {name: inspect.signature(maker, eval_str=True).parameters for name, maker in parts.items()}
+
+    def wrapped(verb: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(verb, eval_str=True)
+        options = [o for p in own.parameters.values() for o in (fields[p.name].values() if p.name in fields else [p])]
+
+        @wraps(verb)
+        def called(**given: Any) -> None:
+            with explained():
+                made = {name: maker(**{f: given.pop(f) for f in fields[name]}) for name, maker in parts.items()}
+            verb(**given, **made)
+
+        by_name = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options]
+        called.__signature__ = own.replace(parameters=by_name)  # type: ignore[attr-defined]  # what Typer reads
+        called.__annotations__ = {option.name: option.annotation for option in options}
+        return called
+
+    return wrapped

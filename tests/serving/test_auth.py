@@ -141,6 +141,21 @@ def test_the_token_of_a_caller_is_the_first_one_with_its_scope(tmp_path):
     assert TOKEN not in str(caught.value)
 
 
+@pytest.mark.parametrize("command", [("rank",), ("recommend",), ("explain",), ("live", "status")])
+def test_a_verb_sends_the_first_token_of_its_scope(pipeline, workspace, tmp_path, scenerank, command):
+    path = tmp_path / "tokens"
+    path.write_text(TOKEN_FILE)
+    server = create_server(pipeline, ServerOptions(tokens=tokens_from(path)))
+    try:
+        command = (*command, "--address", f"127.0.0.1:{server.port}")
+        said = scenerank(*command, "--token-file", path)
+        assert said.exit_code == 0, said.output
+        said = scenerank(*command)
+        assert said.exit_code == 2 and "UNAUTHENTICATED" in said.words
+    finally:
+        server.stop()
+
+
 def test_an_operator_s_command_takes_the_server_s_own_token_file(pipeline, tmp_path, scenerank):
     path = tmp_path / "tokens"
     path.write_text(TOKEN_FILE)

@@ -185,6 +185,8 @@ def test_the_loop_starts_with_data(project):
         (("serve", "--model", "ple_scene_ids"), "bundles/ple_scene_ids"),
         (("serve", "--address", "0.0.0.0:0"), "0.0.0.0"),
         (("rank", "--scene", "weather"), "--scene 'weather' is not name=value"),
+        (("rank", "--place", "here"), "--place 'here' is not latitude,longitude in degrees"),
+        (("rank", "--token-file", "absent.tokens"), "absent.tokens: No such file"),
         (("rank", "--address", "127.0.0.1:1"), "UNAVAILABLE"),
     ],
 )
@@ -206,6 +208,10 @@ def test_a_served_city_answers_the_verbs(city, scenerank):
         assert found.exit_code == 0, found.output
         assert "weather snow" in found.words
         assert len(re.findall(r"^│ +\d+ │", found.output, re.MULTILINE)) == 5
+        where = ("--address", served.address, "--time", "2024-01-09T12:00:00", "--place", "60.17,24.94")
+        near = scenerank("recommend", *where, "--radius-km", "0.001", "--objective", "order")
+        assert near.exit_code == 0 and "no place fits" in near.words, near.output
+        assert "hour 14:00" in near.words, "by the city's clock"
         wrong = scenerank("rank", "--address", served.address, "--scenario", "siesta")
         assert wrong.exit_code == 2
         assert "context.scenario_id: 'siesta' is unknown" in wrong.words

@@ -154,10 +154,11 @@ def test_mutual_tls_wants_a_certificate_of_the_client_and_its_authority_is_rotat
         authority.write_bytes(pem.read_bytes() + (certificates / "other.pem").read_bytes())
         assert comes_in(mine(certificates, "other")) and comes_in(mine(certificates, "server"))
         assert not comes_in(Access(root_certificate=pem.read_bytes()))
-        status = ("live", "status", "--address", f"localhost:{server.port}", "--root-certificate", pem)
         client_pem, client_key = (certificates / f"client-of-server.{kind}" for kind in ("pem", "key"))
-        said = scenerank(*status, "--certificate", client_pem, "--key", client_key)
-        assert said.exit_code == 0 and "larr" in said.output
+        reach = ("--address", f"localhost:{server.port}", "--root-certificate", pem)
+        for verb in (("live", "status"), ("rank",)):
+            said = scenerank(*verb, *reach, "--certificate", client_pem, "--key", client_key)
+            assert said.exit_code == 0, said.output
     finally:
         server.stop()
 
