@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
 import typer
 
-from feature_repo.datasets.choose import DatasetName, Options, choose
+from feature_repo.datasets.choose import DatasetName, Options, choose, workspace_name
 from feature_repo.store import EMBEDDED
 from feature_repo.workspace import DEFAULT, Workspace, activate
 from serving import cli_admin, cli_ask, cli_language, cli_serve, cli_store
@@ -63,8 +63,10 @@ def run(
     from serving import demo, screen
 
     names = tuple(models.split(","))
-    base = root_of(workspace, dataset.value if size == "default" else f"{dataset.value}-{size}")
+    options = Options(size=size, users=users, seed=seed, source=source)
+    base = root_of(workspace, workspace_name(dataset, options))
     with explained():
+        choice = choose(dataset, options)
         roots = seed_roots(base, seed, seeds, named=workspace is not None)
         if seeds > 1:
             # Feast's definitions belong to one workspace a process, so every seed gets a process of its own.
@@ -78,7 +80,6 @@ def run(
                     raise ValueError(f"seed {at} did not end well; what it said stands above")
         else:
             target = activate(roots[seed])
-            choice = choose(dataset, Options(size=size, users=users, seed=seed, source=source))
             demo.build(target, demo.Job(choice=choice, models=names, seed=seed, language_model=language_model))
             demo.show(target, names[-1])
         runs = [demo.run_of(Workspace(root), name, at) for at, root in roots.items() for name in names]
@@ -103,8 +104,9 @@ def data(
 
     with explained(), screen.stage(f"source tables of {dataset.value}") as report:
         options = Options(size=size, users=users, days=days, pois=pois, seed=seed, source=source)
-        target = workspace_of(workspace, dataset.value)
-        stages.data(target, choose(dataset, options), report)
+        choice = choose(dataset, options)
+        target = workspace_of(workspace, workspace_name(dataset, options))
+        stages.data(target, choice, report)
     if target.root != DEFAULT:
         screen.console.print(f"[dim]the next verbs find it by --workspace {target.root}[/]")
 
@@ -214,10 +216,11 @@ def train(
     with explained():
         target = workspace_of(workspace)
         store = open_store(target)
+        options = stages.TrainOptions(model=model, size=recipe, backbone=backbone, seed=seed)
+        stages.planned(store, options)  # a mistake is told before the pull
         with screen.stage("point-in-time pull") as report:
             pulled = stages.training_set(target, store, report)
         with screen.stage(f"train {model}") as report:
-            options = stages.TrainOptions(model=model, size=recipe, backbone=backbone, seed=seed)
             stages.train(target, store, pulled, options, report)
         screen.console.print(screen.metrics_table([demo.run_of(target, options.name, seed)], "test part"))
 

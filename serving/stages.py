@@ -271,8 +271,7 @@ def train(workspace: Workspace, store: Any, pulled: Path, options: TrainOptions,
     from trainers import rank
     from trainers.training_set import narrow, read_part
 
-    service = service_name(store, options.model)
-    recipe = recipe_of(options)
+    service, recipe = planned(store, options)
     folder = workspace.bundles / options.name
     stamp = Stamp.of(
         workspace,
@@ -325,11 +324,12 @@ def prove(workspace: Workspace, store: Any, name: str, impressions: int, report:
     return made
 
 
-def recipe_of(options: TrainOptions) -> Any:
-    """The recipe that a person asked for. Raises ValueError for an unknown size or backbone."""
+def planned(store: Any, options: TrainOptions) -> tuple[str, Any]:
+    """The service and the recipe of a run. Raises ValueError for an unknown model, size or backbone."""
     from trainers import recipes
     from trainers.models.backbones import by_kind
 
+    service = service_name(store, options.model)
     if options.size not in get_args(recipes.Size):
         raise ValueError(f"no recipe of size {options.size!r}; there are {', '.join(get_args(recipes.Size))}")
     made = {
@@ -339,7 +339,8 @@ def recipe_of(options: TrainOptions) -> Any:
         "llm4msr": recipes.llm4msr,
         "larr_llm4msr": recipes.larr_llm4msr,
     }[options.model](options.size)  # type: ignore[arg-type]  # one of the literal's words: checked above
-    return made if options.backbone is None else recipes.on_backbone(made, by_kind(options.backbone))
+    recipe = made if options.backbone is None else recipes.on_backbone(made, by_kind(options.backbone))
+    return service, recipe
 
 
 def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path:

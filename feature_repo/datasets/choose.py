@@ -48,6 +48,15 @@ class Options:
     source: Path | None = None
 
 
+# Of the options, those of a dataset beside the seed, which is of weights too.
+UNDERSTOOD = {
+    DatasetName.CITY: ("size", "users", "days", "pois"),
+    DatasetName.FOURSQUARE: ("source",),
+    DatasetName.MOVIELENS: ("source",),
+}
+MAPPED = ("users", "source")  # and of KuaiRand
+
+
 @dataclass(frozen=True)
 class Choice:
     """A loader with its configuration, ready to run, and the raw files that it reads."""
@@ -57,8 +66,20 @@ class Choice:
     files: tuple[Path, ...]
 
 
+def workspace_name(name: DatasetName, options: Options) -> str:
+    """Of the folder that a dataset goes to where none is named: each city of another size has one of its own."""
+    return name if options.size == Options.size else f"{name}-{options.size}"
+
+
 def choose(name: DatasetName, options: Options) -> Choice:
-    """The loader of a dataset. Raises DataError for options that it cannot use."""
+    """The loader of a dataset. Raises DataError for options that it cannot use, or does not know."""
+    for option in ("size", "users", "days", "pois", "source"):
+        if option not in UNDERSTOOD.get(name, MAPPED) and getattr(options, option) != getattr(Options, option):
+            flags = {"source": "--from"}
+            known = [flags.get(one, f"--{one}") for one in UNDERSTOOD.get(name, MAPPED)]
+            raise DataError(
+                f"{name} takes no {flags.get(option, f'--{option}')}: what it knows is {', '.join(known)}, --seed"
+            )
     match name:
         case DatasetName.CITY:
             return _city(options)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo import columns
-from feature_repo.datasets.choose import DATA_VARIABLE
+from feature_repo.datasets.choose import DATA_VARIABLE, DatasetName, Options, workspace_name
 from feature_repo.datasets.schema import Schema
 from feature_repo.workspace import Workspace
 from serving import cli
@@ -58,6 +58,10 @@ WITH_A_LOG = ("freshness", "feedback", "rank", "recommend", "explain")
     [
         (("data", "atlantis"), "'atlantis' is not one of 'city', 'kuairand', 'foursquare', 'movielens', 'kuaisar'"),
         (("data", "city", "--size", "huge"), "no city of size 'huge'; there are small, default"),
+        (("data", "city", "--from", "raw"), "city takes no --from: what it knows is --size, --users, --days, --pois"),
+        (("data", "foursquare", "--users", "50"), "foursquare takes no --users: what it knows is --from, --seed"),
+        (("data", "kuairand", "--days", "3"), "kuairand takes no --days: what it knows is --users, --from, --seed"),
+        (("run", "movielens", "--size", "small"), "movielens takes no --size"),
         (("data", "foursquare"), "set SCENERANK_DATA to a folder with foursquare_nyc_dining/"),
         (("data", "kuairand"), "set SCENERANK_DATA to a folder with kuairand_pure/"),
         (("data", "ali_ccp"), "set SCENERANK_DATA to a folder with ali_ccp/"),
@@ -85,6 +89,11 @@ def test_a_mistake_is_named_with_its_remedy(scenerank, tmp_path, monkeypatch, co
     assert message in done.words
     assert "Traceback" not in done.output
     assert not (tmp_path / "new").exists()
+
+
+def test_a_city_of_another_size_is_a_workspace_of_its_own():
+    usual, small = Options(), Options(size="small")
+    assert [workspace_name(DatasetName.CITY, options) for options in (usual, small)] == ["city", "city-small"]
 
 
 def test_data_that_was_made_is_not_made_again(scenerank, tmp_path):
@@ -179,6 +188,7 @@ def test_the_loop_starts_with_data(project):
             ("train", "--model", "ple", "--recipe", "vast"),
             "no recipe of size 'vast'; there are tiny, default, reference",
         ),
+        (("train", "--backbone", "mlp-mixer"), "no backbone 'mlp-mixer'; there are"),
         (("backfill", "--model", "llm4msr"), "llm4msr needs what a language model makes of users and scenarios"),
         (("knowledge", "--user-prompt", "haiku"), "no user prompt 'haiku': neither a file nor one of history"),
         (("backfill", "--scenario", "siesta"), "no impressions of scenario 'siesta'"),
