@@ -81,7 +81,7 @@ class Consumer:
         if online is None:
             raise ValueError(
                 f"clicks need an online store that keeps the newer one of two states, and "
-                f"{store.config.online_store.type!r} does not; apply the profile embedded, redis or cluster"
+                f"{store.config.online_store.type!r} does not; apply the profile embedded, redis, cluster, ray or spark"
             )
         self._store, self._online, self._source, self._ledger, self._now = store, online, source, ledger, now
         self._resumed = False

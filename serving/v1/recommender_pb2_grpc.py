@@ -103,7 +103,8 @@ class RecommenderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Says what moved one place's score: each thing that the model read is taken away in turn.
+        """Says what moved one place's score: each thing that the model read is taken away in turn. UNAVAILABLE where the store
+        does not answer: rankings make do without it, an explanation would be wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
