@@ -44,7 +44,7 @@ def is_open(texts: Sequence[str | None], hour_of_week: np.ndarray) -> np.ndarray
     return tables[codes, hour_of_week]  # code -1, no hours, is the last table
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=1 << 14)
 def _is_open_at(text: str, hour: int) -> float:
     return float(decode(text)[hour])
 

@@ -84,7 +84,7 @@ def _strings(values: Sequence[str]) -> list[bytes]:
     return [_string(value) for value in values]
 
 
-@lru_cache(maxsize=1 << 17)  # the same places are asked for again and again
+@lru_cache(maxsize=1 << 14)  # the same places are asked for again and again; what callers make up is let go of soon
 def _string(value: str) -> bytes:
     text = value.encode()
     return _HEAD.pack(ValueType.STRING.value, len(text)) + text
