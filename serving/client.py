@@ -186,12 +186,20 @@ class Access:
         return None
 
 
-ChannelOptions = list[tuple[str, str | int]]
+ChannelOptions = Sequence[tuple[str, str | int]]
 NO_PROXY = ("grpc.enable_http_proxy", 0)  # gRPC has even this machine's own plain text go through one
 ANYTHING = Wish()
 LOCAL = Access()
 PATIENT = Retries()
 ONCE = Retries(tries=1)
+
+
+def dialled(transport: Any, access: Access, address: str, options: ChannelOptions = ()) -> Any:
+    """A channel of `transport`, which is `grpc` or `grpc.aio`. Raises ValueError as `Access.credentials` does."""
+    secret = access.credentials(address)
+    if secret is None:
+        return transport.insecure_channel(address, [*options, NO_PROXY])
+    return transport.secure_channel(address, secret, options)
 
 
 class Recommender:
@@ -201,7 +209,7 @@ class Recommender:
         self, address: str, access: Access = LOCAL, *, retries: Retries = PATIENT, hedging: Hedging | None = None
     ) -> None:
         self._access = access
-        self._channels = [self._channel(*one) for one in _channels(address, retries, hedging)]
+        self._channels = [dialled(grpc, access, *one) for one in _channels(address, retries, hedging)]
         self._stubs = [pb_grpc.RecommenderServiceStub(channel) for channel in self._channels]  # type: ignore[no-untyped-call]
         self._second_tries = None if hedging is None else SecondTries(hedging)
 
@@ -243,12 +251,6 @@ class Recommender:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _channel(self, address: str, options: ChannelOptions) -> grpc.Channel:
-        secret = self._access.credentials(address)
-        if secret is None:
-            return grpc.insecure_channel(address, [*options, NO_PROXY])
-        return grpc.secure_channel(address, secret, options)
-
     def _answer(self, methods: Sequence[Any], request: Any, timeout_seconds: float | None) -> Any:
         """The answer of one method, or of the first of two servers that has one."""
         seconds = self._access.timeout_seconds if timeout_seconds is None else timeout_seconds
@@ -265,7 +267,7 @@ class AsyncRecommender:
         self, address: str, access: Access = LOCAL, *, retries: Retries = PATIENT, hedging: Hedging | None = None
     ) -> None:
         self._access = access
-        self._channels = [self._channel(*one) for one in _channels(address, retries, hedging)]
+        self._channels = [dialled(grpc.aio, access, *one) for one in _channels(address, retries, hedging)]
         self._stubs = [pb_grpc.RecommenderServiceStub(channel) for channel in self._channels]  # type: ignore[no-untyped-call]
         self._second_tries = None if hedging is None else SecondTries(hedging)
 
@@ -310,12 +312,6 @@ class AsyncRecommender:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    def _channel(self, address: str, options: ChannelOptions) -> grpc.aio.Channel:
-        secret = self._access.credentials(address)
-        if secret is None:
-            return grpc.aio.insecure_channel(address, [*options, NO_PROXY])
-        return grpc.aio.secure_channel(address, secret, options)
 
     async def _answer(self, methods: Sequence[Any], request: Any, timeout_seconds: float | None) -> Any:
         """The answer of one method, or of the first of two servers that has one."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +92,14 @@ class Descent:
         return Degradation(self.level, self._reason, tuple(sorted(self._missing)))
 
 
+class Purpose(Enum):
+    """What an answer is for: somebody who gets to see it, a comparison with another one, or the times of its stages."""
+
+    ANSWER = auto()
+    COMPARISON = auto()
+    REHEARSAL = auto()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Caller:
     """Who waits for an answer.
@@ -99,12 +107,12 @@ class Caller:
     Args:
         deadline: by the monotonic clock; None: waits as long as it takes.
         is_wanted: whether the caller still waits.
-        is_seen: whether somebody gets to see the answer; of others nothing is kept.
+        purpose: what the answer is for; of one that nobody gets to see nothing is kept.
     """
 
     deadline: float | None = None
     is_wanted: Callable[[], bool] = field(default=lambda: True)
-    is_seen: bool = True
+    purpose: Purpose = Purpose.ANSWER
 
     def left_s(self) -> float | None:
         """Until the deadline."""
@@ -112,7 +120,6 @@ class Caller:
 
 
 ANYBODY = Caller()
-NOBODY = Caller(is_seen=False)  # of a rehearsal
 
 
 class Pace:

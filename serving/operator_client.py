@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import grpc
 
-from serving.client import LOCAL, NO_PROXY, Access
+from serving.client import LOCAL, Access, dialled
 from serving.v1 import admin_pb2 as pb
 from serving.v1 import admin_pb2_grpc as pb_grpc
 
@@ -27,9 +27,7 @@ class Operator:
     """
 
     def __init__(self, address: str, access: Access = LOCAL, timeout_seconds: float = TIMEOUT_S) -> None:
-        secret = access.credentials(address)
-        plain = secret is None
-        self._channel = grpc.insecure_channel(address, [NO_PROXY]) if plain else grpc.secure_channel(address, secret)
+        self._channel = dialled(grpc, access, address)
         self._stub = pb_grpc.AdminServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._said = {"timeout": timeout_seconds, "metadata": access.metadata}
 

@@ -25,7 +25,6 @@ from serving.admission import Gone
 from serving.attribution import Signer, new_answer_id
 from serving.degrade import (
     ANYBODY,
-    NOBODY,
     SCORED,
     CachedScores,
     Caller,
@@ -33,6 +32,7 @@ from serving.degrade import (
     Descent,
     Level,
     Pace,
+    Purpose,
     Reason,
     Rehearsals,
     popularity,
@@ -153,6 +153,10 @@ class Pipeline:
         """Empty without an index."""
         return "" if self.retriever is None else self.retriever.version
 
+    def answer(self, request: RankRequest | RecommendRequest, caller: Caller = ANYBODY) -> Ranking:
+        """`rank` or `recommend`, by what is asked."""
+        return self.rank(request, caller) if isinstance(request, RankRequest) else self.recommend(request, caller)
+
     def rank(self, request: RankRequest, caller: Caller = ANYBODY) -> Ranking:
         """Order the request's own candidates. Raises InvalidRequest, Gone."""
         self._rules.check_rank(request)
@@ -241,12 +245,13 @@ class Pipeline:
         distance_km = _distances(reading)
         self._pace.come_down(descent, caller.left_s(), (), len(poi_ids))
         scored = self._scored(request.context.scenario_id, poi_ids, reading, distance_km, descent)
-        if caller is NOBODY and self.bundle.encoding.scene_features:  # both rungs are rehearsed
+        if caller.purpose is Purpose.REHEARSAL and self.bundle.encoding.scene_features:  # both rungs are rehearsed
             self._modelled(reading.rows, Level.WITHOUT_SCENE)
         if descent.level > Level.FULL_MODEL:
-            self._rehearsals.perhaps(partial(self._rehearse, request))
+            # All stages, those of both rungs, so that their times stay known.
+            self._rehearsals.perhaps(partial(self.answer, request, Caller(purpose=Purpose.REHEARSAL)))
         degradation = descent.result()
-        if degradation is None and caller.is_seen:
+        if degradation is None and caller.purpose is Purpose.ANSWER:
             for keeper in self._keepers:
                 keeper.answered(request.context, context, reading)
         scores = scored.p_order if request.objective is Objective.ORDER else scored.p_click
@@ -272,13 +277,6 @@ class Pipeline:
             degradation=degradation,
             propensities=propensities[:limit],
         )
-
-    def _rehearse(self, request: RankRequest | RecommendRequest) -> None:
-        """Go through all stages of a request, those of both rungs, so that their times stay known."""
-        if isinstance(request, RankRequest):
-            self.rank(request, NOBODY)
-        else:
-            self.recommend(request, NOBODY)
 
     def _drawn(
         self, by_score: np.ndarray, scores: np.ndarray, statuses: tuple[ValueStatus, ...], answer_id: str

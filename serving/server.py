@@ -49,7 +49,6 @@ from serving.v1 import recommender_pb2_grpc as pb_grpc
 ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"].full_name
 Answer = TypeVar("Answer")
-Asked = TypeVar("Asked", RankRequest, RecommendRequest)
 LONGEST_S = 24 * 3600.0  # a deadline further away is none
 FEEDBACK_CALLS = 48  # at a time; where the database is slow they must not take the threads of rankings
 SPARE_THREADS = FEEDBACK_CALLS + HEALTH_THREADS + 16  # and for refusals
@@ -137,14 +136,14 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
 
     def Rank(self, request: pb.RankRequest, context: grpc.ServicerContext) -> pb.RankResponse:
         def answer(pipeline: Pipeline) -> pb.RankResponse:
-            ranking = self._ranked(pipeline, pipeline.rank, wire.rank_request(request), context)
+            ranking = self._ranked(pipeline, wire.rank_request(request), context)
             return pb.RankResponse(ranking=_encoded(ranking, pipeline, request))
 
         return _guarded(partial(self._admitted, answer, context), context)
 
     def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:
         def answer(pipeline: Pipeline) -> pb.RecommendResponse:
-            ranking = self._ranked(pipeline, pipeline.recommend, wire.recommend_request(request), context)
+            ranking = self._ranked(pipeline, wire.recommend_request(request), context)
             message = _encoded(ranking, pipeline, request)
             return pb.RecommendResponse(ranking=message, index_version=pipeline.index_version)
 
@@ -159,15 +158,11 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
         return _guarded(partial(self._admitted, answer, context), context)
 
     def _ranked(
-        self,
-        pipeline: Pipeline,
-        ask: Callable[[Asked, Caller], Ranking],
-        asked: Asked,
-        context: grpc.ServicerContext,
+        self, pipeline: Pipeline, asked: RankRequest | RecommendRequest, context: grpc.ServicerContext
     ) -> Ranking:
         """A pipeline's answer, with all told of it that keep an eye on answers."""
         started = time.perf_counter()
-        ranking = ask(asked, _caller(context))
+        ranking = pipeline.answer(asked, _caller(context))
         seconds = time.perf_counter() - started - observe.seconds_in("retrieve")
         self._metrics.answer(ranking, asked.context.scenario_id)
         if self._calibration is not None and ranking.degradation is None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from serving.degrade import Caller
+from serving.degrade import Caller, Purpose
 from serving.feedback import FeedbackEvent, Outcome
 from serving.pipeline import Pipeline, Ranking
 from serving.request import RankRequest, RecommendRequest
@@ -29,7 +29,7 @@ WAITING = 4  # requests
 TOP = 10
 REMEMBERED, ANSWERS = 200_000, 20_000  # places, and answers of them, that feedback may still come for
 CLICKED = (Outcome.CLICKED, Outcome.ORDERED)
-UNSEEN = Caller(is_seen=False)
+COMPARED = Caller(purpose=Purpose.COMPARISON)
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Shadow:
         while (job := self._waiting.get()) is not None:
             try:
                 started = time.perf_counter()
-                other = self.pipeline.rank(job.request, UNSEEN)
+                other = self.pipeline.rank(job.request, COMPARED)
                 self._compare(job, other, time.perf_counter() - started)
             except Exception:
                 log.exception("the bundle in the shadow failed to answer")
