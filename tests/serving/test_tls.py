@@ -128,7 +128,7 @@ def mine(certificates: Path, name: str) -> Access:
 
 
 def test_mutual_tls_wants_a_certificate_of_the_client_and_its_authority_is_rotated(
-    pipeline, asker, poi_ids, certificates, tmp_path, quick, caplog, scenerank
+    pipeline, workspace, asker, poi_ids, certificates, tmp_path, quick, caplog, scenerank
 ):
     pem, key, authority = certificates / "server.pem", certificates / "server.key", tmp_path / "clients.pem"
     shutil.copy(pem, authority)
@@ -156,7 +156,7 @@ def test_mutual_tls_wants_a_certificate_of_the_client_and_its_authority_is_rotat
         assert not comes_in(Access(root_certificate=pem.read_bytes()))
         client_pem, client_key = (certificates / f"client-of-server.{kind}" for kind in ("pem", "key"))
         reach = ("--address", f"localhost:{server.port}", "--root-certificate", pem)
-        for verb in (("live", "status"), ("rank",)):
+        for verb in (("live", "status"), ("rank", "--workspace", workspace.root)):
             said = scenerank(*verb, *reach, "--certificate", client_pem, "--key", client_key)
             assert said.exit_code == 0, said.output
     finally:
