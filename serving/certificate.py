@@ -90,7 +90,7 @@ class Unproven(ServiceMismatch):
 
 def check(folder: Path, bundle: Bundle) -> Certificate:
     """The folder's certificate. Raises Unproven unless it is of this bundle and this code, and says that all agrees."""
-    remedy = f"run `scenerank prove --model {folder.name}`, or serve with --unproven"
+    remedy = f"run `scenerank prove --bundle {folder.name}`, or serve with --unproven"
     path = folder / CERTIFICATE
     if not path.is_file():
         raise Unproven(f"{folder} has no certificate that online and offline values agree: {remedy}")

@@ -18,6 +18,7 @@ from feature_repo.store import EMBEDDED
 from feature_repo.workspace import DEFAULT, Workspace, activate
 from serving import cli_admin, cli_ask, cli_language, cli_serve, cli_store
 from serving.options import (
+    BundleOption,
     FromOption,
     LanguageModelOption,
     ModelOption,
@@ -84,7 +85,7 @@ def run(
             demo.show(target, names[-1])
         runs = [demo.run_of(Workspace(root), name, at) for at, root in roots.items() for name in names]
         demo.print_metrics(runs, Workspace(roots[seed]), dataset.value)
-        serve = f"scenerank serve --model {names[-1]} --workspace {roots[seed]}"
+        serve = f"scenerank serve --bundle {names[-1]} --workspace {roots[seed]}"
         screen.console.print(f"all of it is in {roots[seed]}; `{serve}` answers on 127.0.0.1:50051", soft_wrap=True)
 
 
@@ -165,6 +166,9 @@ for command in (*cli_store.VERBS, *cli_admin.VERBS):
 @app.command()
 def backfill(
     model: ModelOption = "larr",
+    service: Annotated[
+        str | None, typer.Option(help="A registered FeatureService by its name, in place of a model's own.")
+    ] = None,
     start: Annotated[datetime | None, typer.Option("--from", help="UTC, inclusive; the first training row.")] = None,
     end: Annotated[datetime | None, typer.Option("--to", help="UTC, exclusive; the end of the log.")] = None,
     scenario: Annotated[str | None, typer.Option(help="Only impressions of this scenario.")] = None,
@@ -187,7 +191,7 @@ def backfill(
         store, split = open_store(target), Schema.load(target.schema).split
         whole = (split.train, split.end) if entities is None else (stages.BEGINNING, stages.END)
         pull = training_set.Pull(
-            service=stages.service_name(store, model),
+            service=stages.service_name(store, model) if service is None else stages.registered(store, service),
             start=utc(start) or whole[0],
             end=utc(end) or whole[1],
             scenario=scenario,
@@ -227,7 +231,7 @@ def train(
 
 @app.command()
 def prove(
-    model: Annotated[str, typer.Option(help="A bundle of the workspace.")] = "larr",
+    bundle: BundleOption = "larr",
     impressions: Annotated[int, typer.Option(help="At least so many, of the log's test part.")] = IMPRESSIONS,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -236,9 +240,9 @@ def prove(
     from feature_repo.store import open_store
     from serving import screen, stages
 
-    with explained(), screen.stage(f"prove {model}") as report:
+    with explained(), screen.stage(f"prove {bundle}") as report:
         target = workspace_of(workspace)
-        certificate = stages.prove(target, open_store(target), model, impressions, report)
+        certificate = stages.prove(target, open_store(target), bundle, impressions, report)
     screen.console.print(screen.certificate_line(certificate))
     if certificate.differences:
         screen.console.print(screen.differences_table(certificate))

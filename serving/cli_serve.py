@@ -55,7 +55,7 @@ ParentOption = Annotated[int, typer.Option(hidden=True)]
 
 
 def serve(
-    model: BundleOption = "larr",
+    bundle: BundleOption = "larr",
     address: ListenOption = "127.0.0.1:50051",
     certificate: CertificateOption = None,
     key: KeyOption = None,
@@ -81,7 +81,7 @@ def serve(
 
     logs.configure(log_format, log_level)
     if processes > 1:
-        _serve_together(processes, model, address, metrics_port, root_of(workspace))
+        _serve_together(processes, bundle, address, metrics_port, root_of(workspace))
     from serving import auth, lifetime, server, tracing
 
     with explained():
@@ -104,18 +104,18 @@ def serve(
         host = address.rsplit(":", 1)[0]
         lifetime.serve(
             target,
-            target.bundles / model,
+            target.bundles / bundle,
             found,
             options,
             unproven=unproven,
             served_share=served_share,
             poi_age_s=poi_age,
             explore=explore,
-            started=lambda running: typer.echo(f"serving {model} on {host}:{running.port}"),
+            started=lambda running: typer.echo(f"serving {bundle} on {host}:{running.port}"),
         )
 
 
-def _serve_together(count: int, model: str, address: str, metrics_port: int | None, root: Path) -> NoReturn:
+def _serve_together(count: int, bundle: str, address: str, metrics_port: int | None, root: Path) -> NoReturn:
     """This very command in several processes, which share the address."""
     from serving import processes
 
@@ -129,6 +129,6 @@ def _serve_together(count: int, model: str, address: str, metrics_port: int | No
     place = root if root.is_dir() else None  # the processes say what they lack
     with explained():
         status = processes.serve(
-            command, count, address, lambda port: typer.echo(f"serving {model} on {host}:{port}"), place
+            command, count, address, lambda port: typer.echo(f"serving {bundle} on {host}:{port}"), place
         )
     raise typer.Exit(status)

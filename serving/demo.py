@@ -106,7 +106,7 @@ def server(workspace: Workspace, model: str) -> Iterator[str]:
 
     Raises RuntimeError if it does not start, or does not stop, within `START_SECONDS`; it is killed then.
     """
-    command = [sys.executable, "-m", "serving.cli", "serve", "--workspace", str(workspace.root), "--model", model]
+    command = [sys.executable, "-m", "serving.cli", "serve", "--workspace", str(workspace.root), "--bundle", model]
     process = subprocess.Popen([*command, "--address", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
     try:
         yield _address(process)

@@ -20,7 +20,9 @@ WorkspaceOption = Annotated[
     Path | None, typer.Option("--workspace", "-w", help=f"Folder of one dataset's files [{ENVIRONMENT_VARIABLE}].")
 ]
 ModelOption = Annotated[str, typer.Option(help="ple, ple_scene_ids, larr, llm4msr or larr_llm4msr.")]
-BundleOption = Annotated[str, typer.Option(help="A bundle of the workspace: its name in WORKSPACE/bundles.")]
+BundleOption = Annotated[
+    str, typer.Option("--bundle", "--model", help="A bundle of the workspace: its name in WORKSPACE/bundles.")
+]
 SizeOption = Annotated[str, typer.Option(help="Of the city: small or default.")]
 UsersOption = Annotated[
     int | None, typer.Option(help="Users of the city; of KuaiRand and mapped logs: how many to keep.")

@@ -222,10 +222,14 @@ def service_name(store: Any, model: str) -> str:
     service = getattr(services, SERVICES[model])
     if service is None:
         raise ValueError(f"{model} needs what a language model makes of users and scenarios: run `scenerank knowledge`")
-    name: str = service.name
-    if name not in {service.name for service in store.list_feature_services()}:
-        raise ValueError(f"service {name} is not registered: run `scenerank apply`")
-    return name
+    return registered(store, service.name)
+
+
+def registered(store: Any, service: str) -> str:
+    """The name of a service, which the store knows. Raises ValueError."""
+    if service not in (known := sorted(service.name for service in store.list_feature_services())):
+        raise ValueError(f"service {service} is not registered: there are {', '.join(known)}; run `scenerank apply`")
+    return service
 
 
 def training_set(workspace: Workspace, store: Any, report: Report) -> Path:
@@ -339,8 +343,7 @@ def planned(store: Any, options: TrainOptions) -> tuple[str, Any]:
         "llm4msr": recipes.llm4msr,
         "larr_llm4msr": recipes.larr_llm4msr,
     }[options.model](options.size)  # type: ignore[arg-type]  # one of the literal's words: checked above
-    recipe = made if options.backbone is None else recipes.on_backbone(made, by_kind(options.backbone))
-    return service, recipe
+    return service, made if options.backbone is None else recipes.on_backbone(made, by_kind(options.backbone))
 
 
 def index(workspace: Workspace, pulled: Path, seed: int, report: Report) -> Path:

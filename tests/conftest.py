@@ -241,7 +241,7 @@ def city(tiny_model: Path) -> City:
     made.make("train", "--model", "larr", "--recipe", "tiny")
     made.make("train", "--model", "ple", "--recipe", "tiny")
     for model in ("larr", "ple"):
-        made.make("prove", "--model", model, "--impressions", "200")
+        made.make("prove", "--bundle", model, "--impressions", "200")
     made.make("index")
     return made
 

@@ -68,7 +68,7 @@ class Choice:
 
 def workspace_name(name: DatasetName, options: Options) -> str:
     """Of the folder that a dataset goes to where none is named: each city of another size has one of its own."""
-    return name if options.size == Options.size else f"{name}-{options.size}"
+    return name.value if options.size == Options.size else f"{name.value}-{options.size}"
 
 
 def choose(name: DatasetName, options: Options) -> Choice:

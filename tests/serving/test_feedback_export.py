@@ -181,7 +181,7 @@ def test_from_an_answer_to_the_next_training_set(checkout, tiny_model):
     schema = Schema.load(workspace.schema)
     pois = pq.read_table(workspace.source("pois"))[columns.POI_ID].to_pylist()[:8]
     moment = schema.split.end + timedelta(hours=12)
-    options = ("--model", "larr", "--unproven", "--explore", "0.3")
+    options = ("--bundle", "larr", "--unproven", "--explore", "0.3")
     with checkout.served(*options) as served, Recommender(served.address) as client:
         asker = Asker(user_id="u1", scenario_id="lunch_deals", time=moment, scene={"weather": "rain"})
         ranking = client.rank(asker, pois, Wish())

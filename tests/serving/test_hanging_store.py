@@ -18,7 +18,7 @@ def test_a_server_whose_store_hangs_leaves_all_the_same(workspace, poi_ids, mome
         project = on_redis(workspace, tmp_path / "city", redis.port, monkeypatch)
         asker = Asker(user_id="u3", scenario_id="lunch_deals", time=moment)
         with (
-            project.served("--model", "larr", "--unproven") as served,
+            project.served("--bundle", "larr", "--unproven") as served,
             Recommender(served.address, Access(timeout_seconds=2.0)) as client,
         ):
             assert client.rank(asker, poi_ids[:5]).poi_ids

@@ -69,7 +69,7 @@ def test_a_fault_has_a_line_with_its_id_and_others_at_debug_only(lines, pipeline
 
 @pytest.mark.parametrize("options", [(), ("--log-format", "json", "--log-level", "debug")])
 def test_a_served_process_writes_lines_when_asked(options, project_in, workspace, asker, poi_ids):
-    with project_in(workspace.root).served("--model", "larr", "--unproven", *options) as served:
+    with project_in(workspace.root).served("--bundle", "larr", "--unproven", *options) as served:
         with Recommender(served.address, Access(timeout_seconds=20)) as client:
             client.rank(asker, poi_ids[:3])
         served.process.terminate()

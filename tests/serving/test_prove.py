@@ -228,7 +228,7 @@ def test_a_server_takes_a_proven_bundle_and_says_so(city):
 
 def test_a_server_takes_no_bundle_without_a_certificate_unless_told_to(city, folder):
     with pytest.raises(
-        certificate.Unproven, match=r"no certificate .* run `scenerank prove --model larr`, or serve with --unproven"
+        certificate.Unproven, match=r"no certificate .* run `scenerank prove --bundle larr`, or serve with --unproven"
     ):
         open_pipeline(city.workspace, folder, None)
     assert not open_pipeline(city.workspace, folder, None, unproven=True).proven

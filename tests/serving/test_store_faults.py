@@ -42,7 +42,7 @@ def project(redis, workspace, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(project):
-    with project.served("--model", "larr", "--unproven", "--poi-age", str(POI_AGE_S)) as served:
+    with project.served("--bundle", "larr", "--unproven", "--poi-age", str(POI_AGE_S)) as served:
         yield served
 
 

@@ -79,7 +79,7 @@ def loop(checkout, tiny_model: Path, *data: str) -> str:
         ("apply",),
         ("materialize",),
         ("train", "--model", "larr", "--recipe", "tiny"),
-        ("prove", "--model", "larr", "--impressions", "50"),
+        ("prove", "--bundle", "larr", "--impressions", "50"),
         ("index",),
     )
     assert "│ larr " in said and "nearby popularity" in said

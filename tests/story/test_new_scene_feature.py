@@ -46,7 +46,7 @@ def test_one_declaration_in_one_file_reaches_the_answer(city, project, tiny_mode
         ("apply",),
         ("materialize",),
         ("train", "--model", "larr", "--recipe", "tiny"),
-        ("prove", "--model", "larr", "--impressions", "50"),
+        ("prove", "--bundle", "larr", "--impressions", "50"),
     )
     trained = bundles.load(workspace.bundles / "larr")
     older = bundles.load(workspace.bundles / "before")
@@ -65,7 +65,7 @@ def test_one_declaration_in_one_file_reaches_the_answer(city, project, tiny_mode
 
     moment = demo.last_moment(workspace)  # the end of October
     wish = Wish(details=True)
-    with project.served("--model", "larr") as served, Recommender(served.address, PATIENT) as recommender:
+    with project.served("--bundle", "larr") as served, Recommender(served.address, PATIENT) as recommender:
         answer = recommender.rank(moment.asker, moment.poi_ids, wish)
     (aspect,) = [a for a in answer.scene if a.feature == "month_half"]
     assert (aspect.value, aspect.known, aspect.has_vector) == ("second half", True, True)
@@ -73,7 +73,7 @@ def test_one_declaration_in_one_file_reaches_the_answer(city, project, tiny_mode
 
     # The older bundle goes on with its own service and gives the scores that it gave before the change.
     with (
-        project.served("--model", "before", "--unproven") as served,
+        project.served("--bundle", "before", "--unproven") as served,
         Recommender(served.address, PATIENT) as recommender,
     ):
         again = recommender.rank(moment.asker, moment.poi_ids, wish)

@@ -36,7 +36,7 @@ def test_what_has_no_vector_is_listed_and_right_after_the_next_embedding_run(pro
     asker = replace(moment.asker, scene={**moment.asker.scene, "weather": "hail"})
     poi_ids = [*moment.poi_ids, PLACE]
 
-    with project.served("--model", "larr", "--unproven") as served, Recommender(served.address, PATIENT) as client:
+    with project.served("--bundle", "larr", "--unproven") as served, Recommender(served.address, PATIENT) as client:
         stranger = client.rank(asker, poi_ids)
         assert not has_vector(stranger)
         assert within(lambda: wanted.read(workspace, "scene_text")) == {"weather=hail": stranger_time(asker)}

@@ -35,7 +35,7 @@ def test_from_a_log_to_an_answer_to_a_click_to_another_answer(checkout):
         ("apply",),
         ("materialize",),
         ("train", "--model", "larr", "--recipe", "tiny"),
-        ("prove", "--model", "larr", "--impressions", "50"),
+        ("prove", "--bundle", "larr", "--impressions", "50"),
         ("index",),
     )
     workspace = checkout.workspace
@@ -43,7 +43,7 @@ def test_from_a_log_to_an_answer_to_a_click_to_another_answer(checkout):
     end = Schema.load(workspace.schema).split.end
     asker = replace(moment.asker, time=end + timedelta(hours=2))
     wish = Wish(limit=60, details=True)
-    with checkout.served("--model", "larr") as served, Recommender(served.address, PATIENT) as recommender:
+    with checkout.served("--bundle", "larr") as served, Recommender(served.address, PATIENT) as recommender:
         before = recommender.recommend(asker, wish)
         assert len(before.poi_ids) == 60
         assert list(before.p_click) == sorted(before.p_click, reverse=True)

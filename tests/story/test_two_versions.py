@@ -52,7 +52,7 @@ def migrated(project_in: Callable[[Path], Any], tiny_model: Path, tmp_path_facto
     old = load_matrix(served_from(workspace, "poi_text")).version
     shutil.copytree(workspace.bundles / "larr", workspace.bundles / "before")
     beside, other = (*embed, "--beside"), (*embed, "--unit-length")
-    proofs = (("prove", "--model", name, "--impressions", "60") for name in ("larr", "before"))
+    proofs = (("prove", "--bundle", name, "--impressions", "60") for name in ("larr", "before"))
     printed = project.verbs(
         beside, other, ("apply",), train, ("materialize",), *proofs, ("knowledge", "status"), ("freshness",)
     )
@@ -123,7 +123,7 @@ def test_a_version_that_is_dropped_is_gone_and_its_bundle_refused(migrated: Migr
         tables = [name for (name,) in online.execute("SELECT name FROM sqlite_master")]
     assert any("poi_text" in name for name in tables) and not [name for name in tables if migrated.old in name]
     assert (workspace.knowledge / "poi_text" / f"{migrated.old}.parquet").is_file()
-    refused = migrated.project.scenerank("serve", "--model", "before", check=False)
+    refused = migrated.project.scenerank("serve", "--bundle", "before", check=False)
     assert refused.returncode != 0 and "--beside" in " ".join((refused.stderr + refused.stdout).split())
     open_pipeline(workspace, migrated.bundle("larr"), None).close()
 
