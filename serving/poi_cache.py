@@ -2,7 +2,8 @@
 
 What belongs to a place alone is asked for with every request that ranks it and changes seldom. One thread reads all
 places of interest in the background; requests take rows of what it read last, in time that does not depend on the
-store. A place that was not read yet, or longer ago than the bound allows, is read from the store with the request.
+store. A place that was not read yet, or longer ago than the bound allows, is read from the store with the request, and
+so is one that the store does not know: nothing is kept of it.
 Where the store cannot be reached, the last values are there still, whatever their age.
 """
 
@@ -22,6 +23,7 @@ from serving.online import Read, View
 log = logging.getLogger(__name__)
 CHUNK = 1000  # POIs of one background read: requests come in between
 CAPACITY = 200_000
+NEW = 10_000  # POIs that one background read takes up: callers can make up as many as they like
 READS_A_BOUND = 3  # background reads in the time that a value may be old
 Reader = Callable[[Sequence[View], Sequence[str]], list[Read]]
 
@@ -115,16 +117,25 @@ class PoiCache:
         try:
             parts = [self._read(self.views, poi_ids[at : at + CHUNK]) for at in range(0, len(poi_ids), CHUNK)]
         except Exception:
-            self._want(new)
+            with self._lock:
+                self._wanted = new | self._wanted
             raise
         if parts:
-            self._snapshot = _Snapshot(
-                row={poi_id: at for at, poi_id in enumerate(poi_ids)},
-                batches=tuple(pa.concat_batches([_batch(part[at]) for part in parts]) for at in range(len(self.views))),
-                times_us=tuple(np.concatenate([p[at].times_us for p in parts]) for at in range(len(self.views))),
-                used=np.zeros(len(poi_ids), dtype=bool),
-                read_at=started,
-            )
+            self._snapshot = self._kept(poi_ids, parts, started)
+
+    def _kept(self, poi_ids: Sequence[str], parts: Sequence[Sequence[Read]], read_at: float) -> _Snapshot:
+        """What the store knows of what was read, in parts of every view."""
+        there = np.concatenate([np.any([read.times_us != 0 for read in part], axis=0) for part in parts])
+        each = range(len(self.views))
+        batches = (pa.concat_batches([_batch(part[at]) for part in parts]) for at in each)
+        times_us = (np.concatenate([part[at].times_us for part in parts]) for at in each)
+        return _Snapshot(
+            row={poi_id: at for at, poi_id in enumerate(_of(poi_ids, there))},
+            batches=tuple(batch.filter(pa.array(there)) for batch in batches),
+            times_us=tuple(times[there] for times in times_us),
+            used=np.zeros(int(there.sum()), dtype=bool),
+            read_at=read_at,
+        )
 
     def _of_interest(self, before: _Snapshot, new: Iterable[str]) -> list[str]:
         """What is kept and what is new; where that is too much, those that nobody asked for go first."""
@@ -137,7 +148,7 @@ class PoiCache:
     def _want(self, poi_ids: Iterable[str]) -> None:
         with self._lock:
             for poi_id in poi_ids:
-                if len(self._wanted) >= self._capacity:
+                if len(self._wanted) >= NEW:
                     return
                 self._wanted[poi_id] = None
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from feature_repo.stores.packed import StoreUnavailable
 from serving.online import Read, View
-from serving.poi_cache import PoiCache
+from serving.poi_cache import NEW, PoiCache
 
 TTL_US = 100
 VIEWS = (
@@ -83,7 +83,7 @@ def test_what_was_not_is_read_with_the_request_and_kept_from_the_next_round_on()
     assert store.asked[1:] == [["c", "nowhere"]]
     cache.refresh()
     assert plain(cache.read(["c", "a", "nowhere", "b"], 1100)) == expected
-    assert store.asked[2:] == [["a", "b", "c", "nowhere"]]
+    assert store.asked[2:] == [["a", "b", "c", "nowhere"], ["nowhere"]], "of what the store lacks nothing is kept"
 
 
 def test_the_time_to_live_counts_to_the_moment_of_the_request():
@@ -137,7 +137,7 @@ def test_without_the_store_the_last_values_are_there():
 
 
 def test_beyond_the_capacity_those_that_nobody_asks_for_go():
-    store = Store()
+    store = Store(**{poi_id: ("x", 1, 1000) for poi_id in "abcde"})
     cache = PoiCache(VIEWS, store.read, max_age_s=60.0, first=["a", "b", "c", "d"], capacity=4)
     cache.refresh()
     cache.read(["c", "d", "e"], 0)
@@ -167,6 +167,27 @@ def test_it_answers_what_the_store_would(rows, known, asked, at_us):
         stale = poi_id in rows and time_us < at_us - TTL_US
         expected.append((word, None if stale else n, stale, time_us))
     assert plain(cache.read(asked, at_us)) == expected
+
+
+def test_nothing_is_kept_of_places_that_callers_make_up():
+    store = Store(a=("x", 1, 1000))
+    cache = PoiCache(VIEWS, store.read, max_age_s=60.0, first=["a", "gone"])
+    cache.refresh()
+    for call in range(30):
+        made_up = [f"{call}-{at}" for at in range(1000)]
+        assert plain(cache.read(["a", *made_up], 1100))[:2] == [("x", 1, False, 1000), (None, None, False, 0)]
+    del store.asked[:]
+    cache.refresh()
+    assert sum(map(len, store.asked)) <= NEW + 1, "one round looks at some of them, each once"
+    del store.asked[:]
+    cache.refresh()
+    assert store.asked == [["a"]]
+    store.rows["gone"] = ("y", 2, 1050)
+    assert plain(cache.read(["gone"], 1100)) == [("y", 2, False, 1050)]
+    del store.asked[:]
+    cache.refresh()
+    cache.read(["gone"], 1100)
+    assert store.asked == [["a", "gone"]], "what comes to be known is kept"
 
 
 @pytest.mark.parametrize("age", [0.0, -1.0, float("nan")])
