@@ -1,7 +1,7 @@
 """What the server writes of itself: lines for people, or JSON objects, one a line, for what collects them.
 
 A request has a line where it ended in a fault of the server, and at level DEBUG always. No line holds an id of a user
-or a POI, or a token; of an exception, JSON has the kind and the places in the code, as its message may hold anything.
+or a POI, or a token; of an exception the log has its kind and the places in the code, as its message may hold anything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from serving.observe import Answered
+
+    ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 log = logging.getLogger("serving.requests")
 FAULTS = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
@@ -46,16 +50,29 @@ class JsonFormatter(logging.Formatter):
             **fields,
         }
         if record.exc_info and record.exc_info[0] is not None:
-            kind, _, trace = record.exc_info
-            said["exception"] = kind.__name__
-            said["at"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)]
+            said["exception"], said["at"] = record.exc_info[0].__name__, _places(record.exc_info[2])
         return json.dumps(said, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """A record as a line; of an exception a line more for its kind and each place."""
+
+    def __init__(self) -> None:
+        super().__init__(TEXT)
+
+    def formatException(self, ei: ExceptionInfo) -> str:  # of logging
+        kind, _, trace = ei
+        return "\n".join([kind.__name__ if kind else "", *(f"  at {place}" for place in _places(trace))])
+
+
+def _places(trace: TracebackType | None) -> list[str]:
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(trace)]
 
 
 def configure(form: LogFormat, level: LogLevel) -> None:
     """Have this process write its log to standard error, in this form. Other libraries say nothing below INFO."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if form is LogFormat.JSON else logging.Formatter(TEXT))
+    handler.setFormatter(JsonFormatter() if form is LogFormat.JSON else TextFormatter())
     logging.basicConfig(level=max(logging.INFO, level_of(level)), handlers=[handler], force=True)
     logging.getLogger("serving").setLevel(level_of(level))
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # of instructions that it looked for and did not find

@@ -67,6 +67,24 @@ def test_a_fault_has_a_line_with_its_id_and_others_at_debug_only(lines, pipeline
         assert f'"{secret}"' not in written.getvalue() and f"'{secret}'" not in written.getvalue()
 
 
+@pytest.mark.parametrize("formatter", [logs.TextFormatter(), logs.JsonFormatter()])
+def test_what_an_exception_says_is_in_no_line(formatter):
+    written, logger = io.StringIO(), logging.getLogger("serving.of_this_test")
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(formatter)
+    logger.addHandler(handler)
+    try:
+        try:
+            {}["u7-secret"]
+        except KeyError:
+            logger.exception("request failed, error id %s", "4711")
+    finally:
+        logger.removeHandler(handler)
+    said = written.getvalue()
+    assert "u7-secret" not in said and "error id 4711" in said
+    assert "KeyError" in said and "test_logs.py:" in said, "what an operator looks for"
+
+
 @pytest.mark.parametrize("options", [(), ("--log-format", "json", "--log-level", "debug")])
 def test_a_served_process_writes_lines_when_asked(options, project_in, workspace, asker, poi_ids):
     with project_in(workspace.root).served("--bundle", "larr", "--unproven", *options) as served:
