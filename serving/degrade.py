@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo import columns
+from serving.admission import Gone
 from trainers.encoding import Encoding, kept_statistics, smoothed
 from trainers.rows import Rows
 
@@ -117,6 +118,11 @@ class Caller:
     def left_s(self) -> float | None:
         """Until the deadline."""
         return None if self.deadline is None else self.deadline - time.monotonic()
+
+    def check(self) -> None:
+        """Raises Gone where nobody waits any more."""
+        if not self.is_wanted():
+            raise Gone("the caller left")
 
 
 ANYBODY = Caller()

@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 from feature_repo import columns, geo
 from feature_repo.hours import hour_of_week
 from feature_repo.stores.packed import StoreUnavailable
-from serving.admission import Gone
 from serving.attribution import Signer, new_answer_id
 from serving.degrade import (
     ANYBODY,
@@ -187,16 +186,19 @@ class Pipeline:
         self.reader.read_context(nobody, time.time_ns() // 1000)
         return True
 
-    def explain(self, request: ExplainRequest) -> Explanation:
-        """Which causes moved one POI's score. Raises InvalidRequest, and StoreUnavailable: what is not known moved
-        nothing, and an explanation that did not say so would be wrong."""
+    def explain(self, request: ExplainRequest, caller: Caller = ANYBODY) -> Explanation:
+        """Which causes moved one POI's score. Raises InvalidRequest, Gone, and StoreUnavailable: what is not known
+        moved nothing, and an explanation that did not say so would be wrong."""
         self._rules.check_explain(request)
 
         def read() -> tuple[ContextReading, Reading]:
             found = self.reader.read_context(request.context, _time_us(request.context))
             return found, self.reader.read_pois(found, (request.poi_id,))
 
-        return explain(request, *self._guard.ask(read), self._scorer, self._texts)
+        caller.check()
+        found = self._guard.ask(read, caller.left_s())
+        caller.check()
+        return explain(request, *found, self._scorer, self._texts)
 
     def start(self) -> None:
         """Begin what runs in the background."""
@@ -243,6 +245,7 @@ class Pipeline:
 
         reading = self._from_store("pois", read, len(poi_ids), caller, descent)
         distance_km = _distances(reading)
+        caller.check()
         self._pace.come_down(descent, caller.left_s(), (), len(poi_ids))
         scored = self._scored(request.context.scenario_id, poi_ids, reading, distance_km, descent)
         if caller.purpose is Purpose.REHEARSAL and self.bundle.encoding.scene_features:  # both rungs are rehearsed
@@ -290,8 +293,7 @@ class Pipeline:
 
     def _from_store(self, stage: str, read: Callable[[bool], Found], n: int, caller: Caller, descent: Descent) -> Found:
         """What a stage reads; without reaching for the store where that is away, slow, or takes too long to ask."""
-        if not caller.is_wanted():
-            raise Gone("the caller left")
+        caller.check()
         if descent.reaches_store:
             left_s = caller.left_s()
             if left_s is not None:

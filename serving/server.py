@@ -151,7 +151,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
 
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:
         def answer(pipeline: Pipeline) -> pb.ExplainResponse:
-            explanation = pipeline.explain(wire.explain_request(request))
+            explanation = pipeline.explain(wire.explain_request(request), _caller(context))
             self._metrics.read(explanation.views, explanation.time_us)
             return pb.ExplainResponse(explanation=wire.explanation(explanation, wire.model_info(pipeline)))
 

@@ -17,8 +17,9 @@ from serving import degrade
 from serving.admission import Gone
 from serving.degrade import CachedScores, Caller, Degradation, Descent, Level, Pace, Reason, Rehearsals, popularity
 from serving.features import FeatureReader
+from serving.guard import StoreGuard, StoreSlow
 from serving.pipeline import Pipeline
-from serving.request import Place, RankRequest, RecommendRequest, RequestContext
+from serving.request import ExplainRequest, Place, RankRequest, RecommendRequest, RequestContext
 from serving.retriever import Retriever
 from serving.scorer import Scorer
 from trainers import bundle as bundles
@@ -228,22 +229,36 @@ def test_what_falls_short_is_neither_cached_nor_kept_as_served(reader, pipeline,
     fresh.close()
 
 
-def test_a_caller_who_left_is_not_worked_for(reader, pipeline, request_of):
+@pytest.mark.parametrize("asks", [0, 1, 2])
+def test_a_caller_who_left_is_not_worked_for(reader, pipeline, request_of, asks):
+    """One who leaves before anything is read, before the places are, or before they are scored."""
     scorer = SlowScorer(pipeline.bundle, full_s=0.0, plain_s=0.0)
-    fresh = Pipeline(reader, scorer)
+    fresh, waits = Pipeline(reader, scorer), iter([True] * asks)
     with pytest.raises(Gone):
-        fresh.rank(request_of, Caller(is_wanted=lambda: False))
+        fresh.rank(request_of, Caller(is_wanted=lambda: next(waits, False)))
     assert scorer.scored == []
-    looked = threading.Event()
+    fresh.close()
 
-    def once() -> bool:
-        before = looked.is_set()
-        looked.set()
-        return not before
 
+@pytest.mark.parametrize("asks", [0, 1])
+def test_nothing_is_explained_to_a_caller_who_left(reader, pipeline, request_of, asks):
+    scorer = SlowScorer(pipeline.bundle, full_s=0.0, plain_s=0.0)
+    fresh, waits = Pipeline(reader, scorer), iter([True] * asks)
     with pytest.raises(Gone):
-        fresh.rank(request_of, Caller(is_wanted=once))
+        question = ExplainRequest(context=request_of.context, poi_id=request_of.poi_ids[0])
+        fresh.explain(question, Caller(is_wanted=lambda: next(waits, False)))
     assert scorer.scored == []
+    fresh.close()
+
+
+def test_an_explanation_waits_for_the_store_as_long_as_its_caller(reader, pipeline, request_of, monkeypatch):
+    read = reader.read_context
+    monkeypatch.setattr(reader, "read_context", lambda *asked: (time.sleep(1.0), read(*asked))[1])
+    fresh, began = Pipeline(reader, pipeline._scorer, guard=StoreGuard(2)), time.monotonic()
+    with pytest.raises(StoreSlow):
+        question = ExplainRequest(context=request_of.context, poi_id=request_of.poi_ids[0])
+        fresh.explain(question, Caller(deadline=began + 0.1))
+    assert time.monotonic() - began < 0.8
     fresh.close()
 
 
