@@ -31,10 +31,14 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
     Args:
         load: opens and verifies the bundle of a name; None: this server answers with what it started with.
         announce: is called when an operator has another bundle answer, before anything else can change it.
+        is_alone: whether no other process answers on the same address. Of several one would have the shadow, and
+            whoever asks for its report would reach any of them.
     """
 
-    def __init__(self, live: Live, load: Load | None, announce: Callable[[], None] = lambda: None) -> None:
-        self._live, self._load, self._announce = live, load, announce
+    def __init__(
+        self, live: Live, load: Load | None, announce: Callable[[], None] = lambda: None, *, is_alone: bool = True
+    ) -> None:
+        self._live, self._load, self._announce, self._is_alone = live, load, announce, is_alone
         self._shadow: shadows.Shadow | None = None
         self._lock = threading.Lock()
 
@@ -73,6 +77,12 @@ class AdminServicer(pb_grpc.AdminServiceServicer):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"share: must be above 0 and at most 1, is {share}")
         if not request.bundle:
             self._put_in_shadow(None)
+        elif not self._is_alone:
+            remedy = "send a part of the requests to a server without --processes, and have that one compare"
+            context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"several processes answer here, and a shadow would be one's alone: {remedy}",
+            )
         else:
             load = self._loader(request.bundle, context)
             self._carry_out(lambda: self._cast(load, share), f"shadow of {request.bundle}", context)

@@ -195,6 +195,18 @@ class Tls:
         return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=client_ca)
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of an address to listen on. Raises ValueError for one that is not both.
+
+    >>> host_and_port("127.0.0.1:50051"), host_and_port("[::1]:0")
+    (('127.0.0.1', 50051), ('::1', 0))
+    """
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 2**16) or address.startswith("unix:"):
+        raise ValueError(f"address {address!r} is no host:port, such as 127.0.0.1:50051; port 0 takes any free one")
+    return host.strip("[]"), int(port)
+
+
 def is_loopback(address: str) -> bool:
     """Whether nobody but this machine has to do with an address: a host with a port, or a Unix socket."""
     host = address.rpartition(":")[0].strip("[]")

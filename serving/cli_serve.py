@@ -34,8 +34,9 @@ ProcessesOption = Annotated[
     int, typer.Option(min=1, help="Server processes behind the address, each with its workers: one a core.")
 ]
 MetricsPortOption = Annotated[
-    int | None, typer.Option(help="Prometheus metrics on 127.0.0.1; of further processes on the next ports.")
+    int | None, typer.Option(help="Of Prometheus metrics; of further processes on the next ports.")
 ]
+MetricsHostOption = Annotated[str, typer.Option(help="Where they listen; 0.0.0.0 for a Prometheus elsewhere.")]
 UnprovenOption = Annotated[
     bool, typer.Option("--unproven", help="Take a bundle without a valid certificate; every answer says so.")
 ]
@@ -47,6 +48,10 @@ PoiAgeOption = Annotated[
 ]
 ExploreOption = Annotated[
     float, typer.Option(min=0.0, help="Draw orders from the scores, with this temperature in logits; 0: do not.")
+]
+DrainOption = Annotated[
+    float,
+    typer.Option(min=0.0, help="Seconds from SIGTERM on that calls are still taken, and health says NOT_SERVING."),
 ]
 KeyOption = Annotated[Path | None, typer.Option(help="PEM of the certificate's private key.")]
 ListenOption = Annotated[str, typer.Option(help="Host and port; port 0: any free one.")]
@@ -65,10 +70,12 @@ def serve(
     waiting: WaitingOption = 16,
     processes: ProcessesOption = 1,
     metrics_port: MetricsPortOption = None,
+    metrics_host: MetricsHostOption = "127.0.0.1",
     unproven: UnprovenOption = False,
     served_share: ServedShareOption = 0.0,
     poi_age: PoiAgeOption = 10.0,
     explore: ExploreOption = 0.0,
+    drain: DrainOption = 0.0,
     log_format: LogFormatOption = LogFormat.TEXT,
     log_level: LogLevelOption = LogLevel.INFO,
     trace: TraceOption = False,
@@ -80,9 +87,13 @@ def serve(
     from serving import logs
 
     logs.configure(log_format, log_level)
+    from serving import auth
+
+    with explained():
+        auth.host_and_port(address)
     if processes > 1:
-        _serve_together(processes, bundle, address, metrics_port, root_of(workspace))
-    from serving import auth, lifetime, server, tracing
+        _serve_together(processes, bundle, address, metrics_port, drain, root_of(workspace))
+    from serving import lifetime, server, tracing
 
     with explained():
         if (certificate is None) != (key is None):
@@ -96,7 +107,9 @@ def serve(
             waiting=waiting,
             tls=auth.Tls(certificate=certificate, key=key, client_ca=client_ca) if certificate and key else None,
             tokens=auth.tokens_from(token_file),
+            drain_seconds=drain,
             metrics_port=metrics_port,
+            metrics_host=metrics_host,
             observers=(tracing.exported(),) if trace else (),
             shared=server.Shared(agreed=agreed, parent=parent) if agreed else None,
         )
@@ -115,7 +128,9 @@ def serve(
         )
 
 
-def _serve_together(count: int, bundle: str, address: str, metrics_port: int | None, root: Path) -> NoReturn:
+def _serve_together(
+    count: int, bundle: str, address: str, metrics_port: int | None, drain: float, root: Path
+) -> NoReturn:
     """This very command in several processes, which share the address."""
     from serving import processes
 
@@ -129,6 +144,6 @@ def _serve_together(count: int, bundle: str, address: str, metrics_port: int | N
     place = root if root.is_dir() else None  # the processes say what they lack
     with explained():
         status = processes.serve(
-            command, count, address, lambda port: typer.echo(f"serving {bundle} on {host}:{port}"), place
+            command, count, address, lambda port: typer.echo(f"serving {bundle} on {host}:{port}"), place, drain
         )
     raise typer.Exit(status)

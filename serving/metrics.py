@@ -128,9 +128,12 @@ class Metrics:
         self._feedback.labels("new").inc(new)
         self._feedback.labels("repeated").inc(repeated)
 
-    def listen(self, port: int, address: str = "127.0.0.1") -> int:
-        """Serve `/metrics` over HTTP from a thread; returns the port (of the system's choice for 0)."""
-        server, _ = start_http_server(port, address, self.registry)
+    def listen(self, port: int, host: str) -> int:
+        """Serve `/metrics` over HTTP from a thread; returns the port (of the system's choice for 0). Raises OSError."""
+        try:
+            server, _ = start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise OSError(f"metrics cannot listen on {host}:{port}: {error.strerror}; take another port") from error
         return int(server.server_port)
 
 

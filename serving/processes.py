@@ -21,9 +21,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
 
+from serving.auth import host_and_port
+
 log = logging.getLogger(__name__)
 START_S = 120.0  # to load a bundle, on a busy machine
-GRACE_S = 20.0  # to stop: twice what a server gives its callers, so one that hangs has ended itself
+GRACE_S = 20.0  # to stop, once drained: twice what a server gives its callers, so one that hangs has ended itself
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # before a process that died is replaced
 ANSWERS = re.compile(r"^serving .* on \S+:\d+$")
 
@@ -57,6 +59,7 @@ def serve(
     address: str,
     started: Callable[[int], None],
     place: Path | None = None,
+    drain_seconds: float = 0.0,
 ) -> int:
     """Run `count` processes until SIGTERM or SIGINT; returns the status to end with.
 
@@ -67,6 +70,7 @@ def serve(
         command: of process n, on an address, with the file by which the processes agree on what answers.
         started: is called with the port once all of them answer.
         place: a folder for that file which nobody else writes to, nor cleans up; None: one for temporary files.
+        drain_seconds: that each of them takes calls for, once it is told to stop.
     Raises:
         OSError: the address is taken or is none.
     """
@@ -83,7 +87,7 @@ def serve(
         workers = [_Worker(command(n, f"{host}:{port}", Path(folder) / "agreed.json")) for n in range(count)]
         try:
             if not _all_answer(workers, signals):
-                return max(_end(workers), 1 if signals.empty() else 0)
+                return max(_end(workers, drain_seconds + GRACE_S), 1 if signals.empty() else 0)
             started(port)
             stops = threading.Event()
             watches = [
@@ -97,7 +101,7 @@ def serve(
             for watch in watches:
                 watch.join()
         finally:
-            status = _end(workers)
+            status = _end(workers, drain_seconds + GRACE_S)
         return status
 
 
@@ -106,8 +110,7 @@ def reserved(address: str) -> socket.socket:
 
     Raises OSError if another program has it, or if it is none.
     """
-    host, _, port = address.rpartition(":")
-    family, kind, protocol, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    family, kind, protocol, _, place = socket.getaddrinfo(*host_and_port(address), type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as alone:
         alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         alone.bind(place)  # fails where somebody listens, sharing or not
@@ -149,12 +152,12 @@ def _replaced(worker: _Worker, stops: threading.Event) -> None:
             log.error("a server process cannot be started: %s", error)
 
 
-def _end(workers: Sequence[_Worker]) -> int:
+def _end(workers: Sequence[_Worker], grace_seconds: float) -> int:
     """Stop all, those that hang by force; the worst of their statuses."""
     for worker in workers:
         if worker.process.poll() is None:
             worker.process.terminate()
-    end = time.monotonic() + GRACE_S
+    end = time.monotonic() + grace_seconds
     for worker in workers:
         try:
             worker.process.wait(max(0.0, end - time.monotonic()))

@@ -77,9 +77,10 @@ class ServerOptions:
         waiting: further ones that wait; what more comes is refused.
         max_message_bytes: larger requests are refused; 1,000 ids of the longest allowed kind fit.
         max_metadata_bytes: of a call's headers; more is refused.
-        grace_seconds: how long a stop waits for answers under way.
+        drain_seconds: from a stop on, how long calls are still taken: while those who ask for health come to know.
+        grace_seconds: how long a stop waits, after that, for answers under way.
         tokens: those that are let in, as of now; None: no token is asked.
-        metrics_port: where `/metrics` is served over HTTP, on 127.0.0.1; None: nowhere.
+        metrics_port, metrics_host: where `/metrics` is served over HTTP, in plain text to anybody; None: nowhere.
         observers: told of every request, beside the metrics and the log.
         ask_seconds: between questions whether the store and the feedback database are there.
         shared: with whom the address is shared; None: with nobody.
@@ -90,10 +91,12 @@ class ServerOptions:
     waiting: int = 16
     max_message_bytes: int = 2 * 1024 * 1024
     max_metadata_bytes: int = 8 * 1024
+    drain_seconds: float = 0.0
     grace_seconds: float = 10.0
     tls: Tls | None = None
     tokens: Callable[[], Tokens] | None = None
     metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
     observers: tuple[Observer, ...] = ()
     ask_seconds: float = INTERVAL_S
     shared: Shared | None = None
@@ -265,17 +268,19 @@ class RunningServer:
     follower: Follower | None
     port: int
     metrics_port: int | None
+    drain_seconds: float
     grace_seconds: float
 
     def stop(self) -> bool:
-        """Say NOT_SERVING, take no new calls, wait for those under way; whether none of them hangs."""
+        """Say NOT_SERVING, then take no new calls, wait for those under way; whether none of them hangs."""
+        self.health.stop()
+        time.sleep(self.drain_seconds)
         end = time.monotonic() + self.grace_seconds
         self.dependencies.stop()
         if self.follower is not None:
             self.follower.close()
         if self.calibration is not None:
             self.calibration.stop()
-        self.health.stop()
         self.streams.stop()
         self.server.stop(self.grace_seconds).wait()
         self.admin.close()
@@ -332,7 +337,7 @@ def create_server(
         pipeline, lambda begun: metrics.serves(begun.bundle.manifest.model, begun.bundle.manifest.version), name
     )
     metrics.follow_pois(lambda: live.current.reader.pois_age_s)
-    admin = AdminServicer(live, load, partial(_say, options.shared, live))
+    admin = AdminServicer(live, load, partial(_say, options.shared, live), is_alone=options.shared is None)
     calibration = None if feedback is None else Calibration(feedback.outcomes, metrics.came)
     servicer = RecommenderServicer(live, admin, metrics, admission, feedback, streams, calibration)
     admin_grpc.add_AdminServiceServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
@@ -341,7 +346,7 @@ def create_server(
     life.serve(server)
     reflection.enable_server_reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     port = _listening(server, options)
-    metrics_port = None if options.metrics_port is None else metrics.listen(options.metrics_port)
+    metrics_port = None if options.metrics_port is None else metrics.listen(options.metrics_port, options.metrics_host)
     server.start()
     for name in ("", SERVICE):
         life.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -361,6 +366,7 @@ def create_server(
         follower,
         port,
         metrics_port,
+        options.drain_seconds,
         options.grace_seconds,
     )
 

@@ -201,6 +201,8 @@ def test_the_loop_starts_with_data(project):
         (("backfill", "--scenario", "siesta"), "no impressions of scenario 'siesta'"),
         (("serve", "--bundle", "ple_scene_ids"), "bundles/ple_scene_ids"),
         (("serve", "--address", "0.0.0.0:0"), "0.0.0.0"),
+        (("serve", "--address", "localhost"), "address 'localhost' is no host:port, such as 127.0.0.1:50051"),
+        (("serve", "--processes", "2", "--address", "unix:/tmp/s"), "address 'unix:/tmp/s' is no host:port"),
         (("rank", "--scene", "weather"), "--scene 'weather' is not name=value"),
         (("rank", "--place", "here"), "--place 'here' is not latitude,longitude in degrees"),
         (("rank", "--token-file", "absent.tokens"), "absent.tokens: No such file"),

@@ -32,6 +32,8 @@ from serving.operator_client import Operator
 from serving.pipeline import Pipeline
 from serving.request import RequestContext
 from serving.v1 import admin_pb2, admin_pb2_grpc
+from serving.v1 import recommender_pb2 as pb
+from serving.v1 import recommender_pb2_grpc as pb_grpc
 from tests.conftest import ROOT, Project
 from trainers import bundle as bundles
 
@@ -153,16 +155,16 @@ def test_an_address_is_free_while_connections_of_a_server_that_stopped_linger() 
         assert reserved.getsockname() == place
 
 
-def asked(address: str, connections: int = 16) -> dict[int, str]:
-    """Since when each process that is reached answers, and with which version: each connection is to one process."""
+def of_each(address: str, say: Callable[[grpc.Channel, admin_pb2.Serving], Any], connections: int = 16) -> list[Any]:
+    """What each process that is reached says: each connection is to one, known by the moment since when it answers."""
     found = {}
     for _ in range(connections):
         alone = [("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(address, alone) as channel:
             stub = admin_pb2_grpc.AdminServiceStub(channel)  # type: ignore[no-untyped-call]
             serving = stub.GetServing(admin_pb2.GetServingRequest(), timeout=60, wait_for_ready=True).serving
-            found[serving.since.ToNanoseconds()] = serving.current.version
-    return found
+            found[serving.since.ToNanoseconds()] = say(channel, serving)
+    return list(found.values())
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -179,10 +181,19 @@ def test_they_agree_on_what_answers_and_one_that_died_comes_back_to_it(
     with project.served("--unproven", "--processes", "2", "--workers", "1") as served:
 
         def both_answer_with(version: str) -> bool:
-            return list(asked(served.address).values()) == [version, version]
+            return of_each(served.address, lambda _, serving: serving.current.version) == [version, version]
+
+        def scores(channel: grpc.Channel, serving: admin_pb2.Serving) -> list[float]:
+            stub = pb_grpc.RecommenderServiceStub(channel)  # type: ignore[no-untyped-call]
+            request = pb.RankRequest(context=asker.message(), poi_ids=poi_ids)
+            return list(stub.Rank(request, timeout=60).ranking.p_click)
 
         assert len(children(served.process)) == 2
         within(lambda: both_answer_with(larr))
+        one, other = of_each(served.address, scores)
+        assert one == other and len(one) == len(poi_ids), "the same in every process"
+        with Operator(served.address) as operator, pytest.raises(grpc.RpcError, match="a shadow would be one's alone"):
+            operator.shadow("ple", 0.5)
         with Operator(served.address) as operator:
             assert operator.reload("ple").current.version == ple
         within(lambda: both_answer_with(ple))

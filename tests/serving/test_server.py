@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from serving.opening import open_pipeline
 from serving.server import SERVICE, ServerOptions, create_server
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
+from tests.conftest import ROOT, Project
 from tests.serving.damage import copied, spoil_records
 
 SERVE = """
@@ -207,6 +209,29 @@ def test_answers_side_by_side_are_the_answers_one_by_one(client, asker, poi_ids)
         assert list(answer.poi_ids) == list(alone.poi_ids)
         assert list(answer.scores) == list(alone.scores)
         assert answer.values == alone.values
+
+
+def test_a_server_that_drains_takes_calls_while_it_says_that_it_stops(workspace, asker, poi_ids):
+    served = Project(ROOT, workspace).served("--bundle", "larr", "--unproven", "--drain", "3")
+    with served as running, grpc.insecure_channel(running.address) as channel:
+        stub, health = pb_grpc.RecommenderServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+        running.process.send_signal(signal.SIGTERM)
+        until, end = health_pb2.HealthCheckResponse.NOT_SERVING, time.monotonic() + 2.5
+        while health.Check(health_pb2.HealthCheckRequest()).status != until:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        answer = stub.Rank(pb.RankRequest(context=asker.message(), poi_ids=poi_ids))
+        assert len(answer.ranking.poi_ids) == len(poi_ids)
+        assert running.process.wait(timeout=30) == 0
+
+
+def test_metrics_that_cannot_listen_name_the_port(pipeline):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=rf"metrics cannot listen on 127\.0\.0\.1:{port}: Address already in use"):
+            create_server(pipeline, ServerOptions(metrics_port=port))
 
 
 def test_a_stopping_server_says_so_and_answers_what_it_took(workspace, asker, poi_ids):
