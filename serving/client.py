@@ -27,7 +27,7 @@ It goes through no proxy, whatever `http_proxy` says: one would read it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -241,6 +241,12 @@ class Recommender:
         """Once this returns, all of them are on disk. Raises grpc.RpcError; the same events can be sent again."""
         return self._answer([self._stubs[0].RecordFeedback], _record_request(events), timeout_seconds)
 
+    def record_stream(self, batches: Iterable[Sequence[Happened]]) -> Iterator[pb.RecordFeedbackResponse]:
+        """The same over one call, for as long as batches come: an answer each, in order, once it is on disk. Raises
+        grpc.RpcError, after which all batches without an answer can be sent again."""
+        requests = map(_record_request, batches)
+        yield from self._stubs[0].RecordFeedbackStream(requests, metadata=self._access.metadata)
+
     def close(self) -> None:
         for channel in self._channels:
             channel.close()
@@ -302,6 +308,14 @@ class AsyncRecommender:
     ) -> pb.RecordFeedbackResponse:
         """Once this returns, all of them are on disk. Raises grpc.RpcError; the same events can be sent again."""
         return await self._answer([self._stubs[0].RecordFeedback], _record_request(events), timeout_seconds)
+
+    async def record_stream(
+        self, batches: AsyncIterable[Sequence[Happened]]
+    ) -> AsyncIterator[pb.RecordFeedbackResponse]:
+        """The same over one call; see `Recommender.record_stream`."""
+        requests = (_record_request(events) async for events in batches)
+        async for answer in self._stubs[0].RecordFeedbackStream(requests, metadata=self._access.metadata):
+            yield answer
 
     async def close(self) -> None:
         for channel in self._channels:

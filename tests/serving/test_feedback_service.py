@@ -6,8 +6,9 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -160,6 +161,24 @@ def test_a_stream_is_answered_request_by_request_in_order(address, ranking, mome
         assert next(call).repeated == 1
         error = refused(lambda: next(call))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and violations(error)
+
+
+def test_both_clients_stream(address, client, ranking, moment):
+    seen = shown(ranking, moment)
+    batches = [seen[: n + 1] for n in range(5)]
+    assert [(a.recorded, a.repeated) for a in client.record_stream(iter(batches))] == [(1, n) for n in range(5)]
+    error = refused(lambda: list(client.record_stream([seen, [replace(seen[0], token="?")]])))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and violations(error)
+
+    async def again() -> list[int]:
+        async def each() -> AsyncIterator[list[Happened]]:
+            for batch in batches:
+                yield batch
+
+        async with AsyncRecommender(address) as other:
+            return [answer.repeated async for answer in other.record_stream(each())]
+
+    assert asyncio.run(again()) == [1, 2, 3, 4, 5]
 
 
 def test_only_so_many_streams_are_open_and_rankings_go_on(address, client, ranking, asker, poi_ids, moment):
