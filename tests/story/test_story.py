@@ -1,4 +1,4 @@
-"""The whole life of the system, as a person lives it: from a log to an answer, a click, and another answer.
+"""The whole life of the system, as a person lives it: from a log to an answer, a click told of it, and another answer.
 
 Everything is real: the embedded language model, the trained ranker, a server process, a socket, the signal that ends
 it. Only the city is small.
@@ -7,25 +7,25 @@ it. Only the city is small.
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from feature_repo import aggregates, columns
+from feature_repo import columns
 from feature_repo.datasets.schema import Schema
-from feature_repo.workspace import Workspace
 from serving import demo
-from serving.client import Access, Asker, Recommender, Wish
+from serving.client import Access, Happened, Recommender, Wish, shown
 from serving.v1 import recommender_pb2 as pb
 
 pytestmark = pytest.mark.story
 CITY = ("--users", "80", "--days", "28", "--pois", "60")
 STOP_SECONDS = 60
 PATIENT = Access(timeout_seconds=60.0)
+OUTCOMES: tuple[Literal["clicked", "ordered"], ...] = ("clicked", "clicked", "ordered")
 
 
 def test_from_a_log_to_an_answer_to_a_click_to_another_answer(checkout):
@@ -50,11 +50,19 @@ def test_from_a_log_to_an_answer_to_a_click_to_another_answer(checkout):
         assert before.user_status == pb.VALUE_STATUS_PRESENT
         assert {"daypart", "weather", "landmark"} <= {aspect.feature for aspect in before.scene if aspect.has_vector}
 
+        earlier = replace(asker, time=end + timedelta(minutes=10))
+        answer = recommender.recommend(earlier, wish)
         clicked = list(reversed(before.poi_ids))[:3]
         clicked_at = [end + timedelta(minutes=minutes) for minutes in (30, 40, 50)]
-        click(workspace, asker, clicked, clicked_at)
+        happened = [
+            Happened(token=answer.attribution_token, poi_id=poi_id, outcome=outcome, time=time)
+            for poi_id, outcome, time in zip(clicked, OUTCOMES, clicked_at, strict=True)
+        ]
+        assert recommender.record([*shown(answer, earlier.time), *happened]).recorded == 63
         assert asker.time is not None
-        checkout.scenerank("materialize", "--to", asker.time.strftime("%Y-%m-%dT%H:%M:%S"))
+        to = asker.time.strftime("%Y-%m-%dT%H:%M:%S")
+        said = checkout.verbs(("feedback", "export"), ("materialize", "--to", to))
+        assert "60 places shown, 3 clicked, 1 ordered are in the log" in " ".join(said.split())
 
         after = recommender.recommend(asker, wish)
         assert sorted(after.poi_ids) == sorted(before.poi_ids)
@@ -72,24 +80,3 @@ def test_from_a_log_to_an_answer_to_a_click_to_another_answer(checkout):
         assert "/tokenizers/" not in loaded  # what transformers would bring along
         served.process.terminate()
         assert served.process.wait(STOP_SECONDS) == 0
-
-
-def click(workspace: Workspace, asker: Asker, poi_ids: list[str], moments: list[datetime]) -> None:
-    """The user clicks POIs, the last of them to order there: the log grows, and statistics and state with it."""
-    path = workspace.source("impressions")
-    log = pq.read_table(path)
-    rows = log.slice(len(log) - len(poi_ids)).to_pylist()
-    for row, poi_id, moment in zip(rows, poi_ids, moments, strict=True):
-        row |= {
-            columns.ROW_ID: row[columns.ROW_ID] + len(rows),
-            columns.REQUEST_ID: f"story-{poi_id}",
-            columns.EVENT_TIMESTAMP: moment,
-            columns.OUTCOME_TIMESTAMP: moment,
-            columns.USER_ID: asker.user_id,
-            columns.POI_ID: poi_id,
-            columns.SCENARIO_ID: asker.scenario_id,
-            columns.CLICK: 1,
-            columns.ORDER: int(poi_id == poi_ids[-1]),
-        }
-    pq.write_table(pa.concat_tables([log, pa.Table.from_pylist(rows, log.schema)]), path)
-    aggregates.build(workspace)
