@@ -77,7 +77,7 @@ class Workspace:
 
     @property
     def attribution_key(self) -> Path:
-        """Signs the tokens of answers; servers of other machines need a copy."""
+        """Signs the tokens of answers; servers of other machines need a copy. Others may lie beside it."""
         return self.root / "attribution.key"
 
     @property

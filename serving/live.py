@@ -31,7 +31,7 @@ class Identity:
 
     Attributes:
         bundle, index: their versions; empty without an index.
-        key: fingerprint of the key that signs tokens.
+        key: fingerprint of the key that signs tokens, and of those whose tokens are taken.
         proven: what answers say of the bundle's certificate.
     """
 

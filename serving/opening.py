@@ -10,7 +10,7 @@ from feast import FeatureStore
 from feature_repo.store import open_store, view_of
 from feature_repo.workspace import Workspace
 from serving import certificate
-from serving.attribution import Signer, key_of
+from serving.attribution import signer_of
 from serving.explain import KnowledgeTexts
 from serving.exploration import Exploration
 from serving.features import FeatureReader
@@ -57,7 +57,7 @@ def open_pipeline(
     keepers: list[Keeper] = [Newcomers(loaded, files, WantedList(workspace, files))]
     if served_share:
         keepers.append(ServedLog(workspace.served, served_share, loaded.manifest.version, loaded.schema))
-    reader, signer = FeatureReader(store, loaded, poi_age_s=poi_age_s), Signer(key_of(workspace.attribution_key))
+    reader, signer = FeatureReader(store, loaded, poi_age_s=poi_age_s), signer_of(workspace.attribution_key)
     exploration = Exploration(explore) if explore else None
     return Pipeline(
         reader,

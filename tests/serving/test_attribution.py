@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.attribution import KEY_BYTES, InvalidToken, Signer, key_of
+from serving.attribution import KEY_BYTES, InvalidToken, Signer, key_of, signer_of
 from serving.request import Place, RequestContext
 
 SIGNER = Signer(b"k" * KEY_BYTES)
@@ -80,3 +80,25 @@ def test_the_key_is_made_once_for_its_owner_alone(tmp_path) -> None:
     assert keys == {path.read_bytes()} and len(path.read_bytes()) == KEY_BYTES
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_tokens_of_the_next_and_the_old_key_are_taken_and_no_others(tmp_path) -> None:
+    keys = {name: bytes([at]) * KEY_BYTES for at, name in enumerate(["", ".next", ".old", ".bak"])}
+    for name, key in keys.items():
+        (tmp_path / f"attribution{name}.key").write_bytes(key)
+    signer = signer_of(tmp_path / "attribution.key")
+    assert Signer(keys[""]).read(signer.token("bundle", "city", ASKED)).context == ASKED
+    for name in ("", ".next", ".old"):
+        assert signer.read(Signer(keys[name]).token("bundle", "city", ASKED)).context == ASKED
+    with pytest.raises(InvalidToken, match="of this service"):
+        signer.read(Signer(keys[".bak"]).token("bundle", "city", ASKED))
+    assert signer.fingerprint == Signer(keys[""], [keys[".old"], keys[".next"]]).fingerprint, "in whatever order"
+    alone = {Signer(key).fingerprint for key in keys.values()} | {Signer(keys[""], [keys[".next"]]).fingerprint}
+    assert len(alone | {signer.fingerprint}) == 6, "what is taken tells signers apart, too"
+
+
+@pytest.mark.parametrize("name", ["attribution.key", "attribution.next.key", "attribution.old.key"])
+def test_a_key_file_that_is_too_short_is_named(tmp_path, name) -> None:
+    (tmp_path / name).write_bytes(b"short")
+    with pytest.raises(ValueError, match=rf"/{name}: a key .* needs 32 bytes, has 5; `head -c 32 .* > {name}` makes"):
+        signer_of(tmp_path / "attribution.key")

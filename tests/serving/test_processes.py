@@ -25,6 +25,7 @@ from feature_repo.workspace import Workspace
 from serving import agreement, processes
 from serving.admin import AdminServicer
 from serving.agreement import Agreed, Follower
+from serving.attribution import KEY_BYTES, Signer
 from serving.client import Asker, Recommender
 from serving.live import Live, identity_of
 from serving.opening import open_pipeline
@@ -320,6 +321,24 @@ def test_a_key_that_changed_is_followed_to(workspace: Workspace, live: Live, tmp
         other.close()
     finally:
         workspace.attribution_key.write_bytes(key)
+        follower.close()
+
+
+def test_a_key_that_is_taken_beside_is_followed_to(
+    workspace: Workspace, live: Live, load: Callable[[str], Pipeline], tmp_path: Path
+) -> None:
+    path, beside = tmp_path / "agreed.json", workspace.attribution_key.with_name("attribution.next.key")
+    follower = Follower(path, live, load, os.getppid(), every_s=3600)
+    try:
+        beside.write_bytes(key := secrets.token_bytes(KEY_BYTES))
+        other = load("larr")
+        agreement.say(path, Agreed("larr", identity_of(other)))
+        follower.look()
+        token = Signer(key).token("bundle", "city", RequestContext(user_id="u", scenario_id="search", time_us=0))
+        assert live.current.signer.read(token)
+        other.close()
+    finally:
+        beside.unlink()
         follower.close()
 
 

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
 from serving.attribution import KEY_BYTES, Signer
-from serving.client import Happened
+from serving.client import Happened, shown
 from serving.feedback import FeedbackLog
 from serving.opening import open_pipeline
 from serving.operator_client import Operator
 from serving.server import ServerOptions, create_server
 from serving.v1 import admin_pb2, admin_pb2_grpc
+from tests.serving.conftest import refused
 from tests.serving.live.conftest import MODELS, ask, report_of, serving
 
 
@@ -224,4 +225,48 @@ def test_a_key_that_was_replaced_counts_from_the_next_reload_on(load, workspace,
         client.record([Happened(token=answer.attribution_token, poi_id=answer.poi_ids[0], outcome="shown")])
         (scenario,) = operator.serving().shadow.scenarios
         assert scenario.shown == 1
+    feedback.close()
+
+
+def test_no_token_is_lost_while_a_key_is_replaced_on_one_server_after_the_other(
+    load, workspace, moment, poi_ids, tmp_path
+):
+    """The steps of docs/operations.md, on two servers, of which the second one is always a step behind."""
+    feedback = FeedbackLog(f"sqlite:///{tmp_path / 'feedback.db'}")
+    key = workspace.attribution_key
+    before, after = key.read_bytes(), secrets.token_bytes(KEY_BYTES)
+    next_key, old_key = key.with_name("attribution.next.key"), key.with_name("attribution.old.key")
+    given = []
+
+    def one_more_is_taken_by_both() -> None:
+        for client, _ in (first, second):
+            given.append(ask(client, moment, poi_ids))
+        for ranking in given:
+            events = shown(ranking, moment)
+            assert first[0].record(events).recorded == second[0].record(events).repeated == len(events)
+
+    def everywhere() -> None:
+        for _, operator in (first, second):
+            operator.reload("larr")
+            one_more_is_taken_by_both()
+
+    with serving(load, feedback) as first, serving(load, feedback) as second:
+        try:
+            one_more_is_taken_by_both()
+            next_key.write_bytes(after)
+            everywhere()
+            shutil.copyfile(key, old_key)
+            next_key.rename(key)
+            everywhere()
+            assert Signer(before).read(given[-5].attribution_token) and Signer(after).read(given[-1].attribution_token)
+            old_key.unlink()
+            first[1].reload("larr")
+            error = refused(lambda: first[0].record(shown(given[0], moment)))
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, "the old key is good for nothing any more"
+            one = Happened(token=given[-1].attribution_token, poi_id="p", outcome="clicked", time=moment)
+            assert first[0].record([one]).recorded == 1
+        finally:
+            key.write_bytes(before)
+            next_key.unlink(missing_ok=True)
+            old_key.unlink(missing_ok=True)
     feedback.close()
