@@ -30,6 +30,9 @@ TokenFileOption = Annotated[
 ]
 WorkersOption = Annotated[int, typer.Option(min=1, help="Requests answered at the same time.")]
 WaitingOption = Annotated[int, typer.Option(min=0, help="Further requests that wait; more are refused.")]
+FeedbackStreamsOption = Annotated[
+    int, typer.Option(min=1, help="Streams of feedback open at the same time; more are refused.")
+]
 ProcessesOption = Annotated[
     int, typer.Option(min=1, help="Server processes behind the address, each with its workers: one a core.")
 ]
@@ -68,6 +71,7 @@ def serve(
     token_file: TokenFileOption = None,
     workers: WorkersOption = 4,
     waiting: WaitingOption = 16,
+    feedback_streams: FeedbackStreamsOption = 16,
     processes: ProcessesOption = 1,
     metrics_port: MetricsPortOption = None,
     metrics_host: MetricsHostOption = "127.0.0.1",
@@ -105,6 +109,7 @@ def serve(
             address=address,
             workers=workers,
             waiting=waiting,
+            feedback_streams=feedback_streams,
             tls=auth.Tls(certificate=certificate, key=key, client_ca=client_ca) if certificate and key else None,
             tokens=auth.tokens_from(token_file),
             drain_seconds=drain,

@@ -1,21 +1,21 @@
 """gRPC's health service, which takes no token: however many callers ask, and however slowly, they hold few threads.
 
-gRPC reads the message of a unary call on the thread that answers it, for as long as the caller takes. So these methods
-read theirs themselves, and of too many that bring none the oldest gives way. The service that comes with gRPC sends
-to watchers under the lock of all, where one that takes nothing would stop every other, and it keeps every name that was
-ever asked for.
+Of too many calls that bring no message the oldest gives way at once: whoever asks for health has nothing long to say.
+The service that comes with gRPC sends to watchers under the lock of all, where one that takes nothing would stop every
+other, and it keeps every name that was ever asked for.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
 
 import grpc
 from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from serving.unread import Unread
 
 READING = 16  # calls whose message has not come
 WATCHERS = 64  # each holds a thread for as long as it watches
@@ -29,8 +29,7 @@ class Life:
         self._statuses: dict[str, int] = {}
         self._changed = threading.Condition()
         self._stops = False
-        self._unread: deque[grpc.ServicerContext] = deque()  # the oldest first
-        self._reading = threading.Lock()
+        self._unread = Unread(READING, patience_s=0.0)
         self._places = threading.BoundedSemaphore(WATCHERS)
 
     def serve(self, server: grpc.Server) -> None:
@@ -61,7 +60,7 @@ class Life:
         return self._statuses.get(name)
 
     def _check(self, requests: Iterator[HealthCheckRequest], context: grpc.ServicerContext) -> HealthCheckResponse:
-        status = self.status(self._asked(requests, context).service)
+        status = self.status(self._unread.message(requests, context).service)
         if status is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "no service of that name")
         return HealthCheckResponse(status=status)
@@ -69,30 +68,13 @@ class Life:
     def _watch(
         self, requests: Iterator[HealthCheckRequest], context: grpc.ServicerContext
     ) -> Iterator[HealthCheckResponse]:
-        name = self._asked(requests, context).service
+        name = self._unread.message(requests, context).service
         if not self._places.acquire(blocking=False):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many watch health as may")
         try:
             yield from self._said(name, context)
         finally:
             self._places.release()
-
-    def _asked(self, requests: Iterator[HealthCheckRequest], context: grpc.ServicerContext) -> HealthCheckRequest:
-        """A call's one message. Raises where the caller brings none, or as the oldest of too many that wait for it."""
-        with self._reading:
-            self._unread.append(context)
-            oldest = self._unread.popleft() if len(self._unread) > READING else None
-        if oldest is not None:
-            oldest.cancel()
-        try:
-            request = next(requests, None)
-        finally:
-            with self._reading:
-                if context in self._unread:
-                    self._unread.remove(context)
-        if request is None:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call brings no message")
-        return request
 
     def _said(self, name: str, context: grpc.ServicerContext) -> Iterator[HealthCheckResponse]:
         """What is said of a name now, and whenever that changes, until the server stops or the caller leaves."""

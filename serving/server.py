@@ -1,11 +1,10 @@
-"""The gRPC edge: proto in, pipeline, proto out, and a status code for everything that can go wrong.
+"""The gRPC edge: proto in, pipeline, proto out.
 
 The process loads neither transformers nor peft: what a language model knows was computed before and is read.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,29 +17,29 @@ from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2
-from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
 
-from feature_repo.stores.packed import StoreUnavailable
 from serving import agreement, logs, observe, wire
 from serving.admin import AdminServicer, Load
-from serving.admission import Admission, Expired, Gone, Overloaded
+from serving.admission import Admission
 from serving.agreement import Agreed, Follower
 from serving.auth import Tls, TokenInterceptor, Tokens, require_loopback
 from serving.calibration import Calibration
 from serving.degrade import Caller
 from serving.dependencies import INTERVAL_S, Dependencies
+from serving.described import STREAMS as REFLECTION_THREADS
+from serving.described import Described
 from serving.feedback import FeedbackBusy, FeedbackLog
-from serving.feedback_streams import Stopping, Streams, TooManyStreams
-from serving.feedback_tables import FeedbackUnavailable
+from serving.feedback_streams import Streams
 from serving.life import THREADS as HEALTH_THREADS
 from serving.life import Life
 from serving.live import Live, identity_of
 from serving.malformed import MalformedInterceptor
 from serving.metrics import Metrics
 from serving.observe import Observer, ObservingInterceptor
-from serving.pipeline import NoIndex, Pipeline, Ranking
-from serving.request import InvalidRequest, RankRequest, RecommendRequest
+from serving.pipeline import Pipeline, Ranking
+from serving.request import RankRequest, RecommendRequest
+from serving.statuses import NoFeedback, guarded
+from serving.unread import READING, UnreadInterceptor
 from serving.v1 import admin_pb2
 from serving.v1 import admin_pb2_grpc as admin_grpc
 from serving.v1 import recommender_pb2 as pb
@@ -51,7 +50,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["RecommenderService"].full_name
 Answer = TypeVar("Answer")
 LONGEST_S = 24 * 3600.0  # a deadline further away is none
 FEEDBACK_CALLS = 48  # at a time; where the database is slow they must not take the threads of rankings
-SPARE_THREADS = FEEDBACK_CALLS + HEALTH_THREADS + 16  # and for refusals
+SPARE_THREADS = FEEDBACK_CALLS + HEALTH_THREADS + REFLECTION_THREADS + READING + 16  # and for refusals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +74,7 @@ class ServerOptions:
         address: host and port; port 0 lets the system choose. Without `tls` it must be of this machine only.
         workers: requests answered at the same time.
         waiting: further ones that wait; what more comes is refused.
+        feedback_streams: open at the same time; each holds two threads for as long as its caller likes.
         max_message_bytes: larger requests are refused; 1,000 ids of the longest allowed kind fit.
         max_metadata_bytes: of a call's headers; more is refused.
         drain_seconds: from a stop on, how long calls are still taken: while those who ask for health come to know.
@@ -89,6 +89,7 @@ class ServerOptions:
     address: str = "127.0.0.1:0"
     workers: int = 4
     waiting: int = 16
+    feedback_streams: int = 16
     max_message_bytes: int = 2 * 1024 * 1024
     max_metadata_bytes: int = 8 * 1024
     drain_seconds: float = 0.0
@@ -100,10 +101,6 @@ class ServerOptions:
     observers: tuple[Observer, ...] = ()
     ask_seconds: float = INTERVAL_S
     shared: Shared | None = None
-
-
-class NoFeedback(RuntimeError):
-    """Feedback was brought to a server that keeps none."""
 
 
 class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
@@ -142,7 +139,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
             ranking = self._ranked(pipeline, wire.rank_request(request), context)
             return pb.RankResponse(ranking=_encoded(ranking, pipeline, request))
 
-        return _guarded(partial(self._admitted, answer, context), context)
+        return guarded(partial(self._admitted, answer, context), context)
 
     def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:
         def answer(pipeline: Pipeline) -> pb.RecommendResponse:
@@ -150,7 +147,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
             message = _encoded(ranking, pipeline, request)
             return pb.RecommendResponse(ranking=message, index_version=pipeline.index_version)
 
-        return _guarded(partial(self._admitted, answer, context), context)
+        return guarded(partial(self._admitted, answer, context), context)
 
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:
         def answer(pipeline: Pipeline) -> pb.ExplainResponse:
@@ -158,7 +155,7 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
             self._metrics.read(explanation.views, explanation.time_us)
             return pb.ExplainResponse(explanation=wire.explanation(explanation, wire.model_info(pipeline)))
 
-        return _guarded(partial(self._admitted, answer, context), context)
+        return guarded(partial(self._admitted, answer, context), context)
 
     def _ranked(
         self, pipeline: Pipeline, asked: RankRequest | RecommendRequest, context: grpc.ServicerContext
@@ -182,14 +179,14 @@ class RecommenderServicer(pb_grpc.RecommenderServiceServicer):
     def RecordFeedback(
         self, request: pb.RecordFeedbackRequest, context: grpc.ServicerContext
     ) -> pb.RecordFeedbackResponse:
-        return _guarded(partial(self._record, request, context), context)
+        return guarded(partial(self._record, request, context), context)
 
     def RecordFeedbackStream(
         self, requests: Iterator[pb.RecordFeedbackRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.RecordFeedbackResponse]:
         with closing(self._streams.requests(requests)) as told:
-            while (request := _guarded(partial(next, told, None), context)) is not None:
-                yield _guarded(partial(self._record, request, context), context)
+            while (request := guarded(partial(next, told, None), context)) is not None:
+                yield guarded(partial(self._record, request, context), context)
 
     def _record(self, request: pb.RecordFeedbackRequest, context: grpc.ServicerContext) -> pb.RecordFeedbackResponse:
         if self._feedback is None:
@@ -220,37 +217,6 @@ def _encoded(ranking: Ranking, pipeline: Pipeline, request: pb.RankRequest | pb.
 def _caller(context: grpc.ServicerContext) -> Caller:
     remaining_s = _remaining_s(context)
     return Caller(deadline=None if remaining_s is None else time.monotonic() + remaining_s, is_wanted=context.is_active)
-
-
-def _guarded(answer: Callable[[], Answer], context: grpc.ServicerContext) -> Answer:
-    """The answer, or the call ended with the status that its error means."""
-    try:
-        return answer()
-    except InvalidRequest as error:
-        context.abort_with_status(rpc_status.to_status(wire.bad_request(error)))
-    except (NoIndex, NoFeedback) as error:
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-    except Overloaded as error:
-        context.abort_with_status(_with_pushback(rpc_status.to_status(wire.overloaded(error)), error.retry_after_s))
-    except Expired as error:
-        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
-    except Gone as error:
-        context.abort(grpc.StatusCode.CANCELLED, str(error))
-    except (FeedbackBusy, TooManyStreams) as error:
-        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-    except (FeedbackUnavailable, Stopping) as error:
-        context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-    except StoreUnavailable:
-        context.abort(grpc.StatusCode.UNAVAILABLE, "the online store does not answer")
-    except Exception:
-        observe.fault(context)
-    raise AssertionError("abort returned")
-
-
-def _with_pushback(status: grpc.Status, seconds: float) -> grpc.Status:
-    """The same hint in gRPC's own words (gRFC A6): clients with a retry policy follow it, in whatever language."""
-    pushback = ("grpc-retry-pushback-ms", str(math.ceil(1000 * seconds)))
-    return status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
 
 
 @dataclass(frozen=True)
@@ -315,10 +281,10 @@ def create_server(
     ]
     if options.tokens is not None:
         interceptors.append(TokenInterceptor(options.tokens))
-    interceptors.append(MalformedInterceptor())
-    streams = Streams(most_streams := max(1, options.workers // 2))
+    interceptors += [UnreadInterceptor(), MalformedInterceptor()]
+    streams = Streams(options.feedback_streams)
     # Threads that wait for a seat, or refuse, cost nothing but their stack.
-    threads = options.workers + options.waiting + most_streams + SPARE_THREADS
+    threads = options.workers + options.waiting + options.feedback_streams + SPARE_THREADS
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="answer"),
         interceptors=interceptors,
@@ -344,7 +310,7 @@ def create_server(
     pb_grpc.add_RecommenderServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     life = Life()
     life.serve(server)
-    reflection.enable_server_reflection((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    Described((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME)).serve(server)
     port = _listening(server, options)
     metrics_port = None if options.metrics_port is None else metrics.listen(options.metrics_port, options.metrics_host)
     server.start()

@@ -9,7 +9,6 @@ from itertools import accumulate
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from serving.admission import Overloaded
 from serving.attribution import Attribution, InvalidToken, Signer
 from serving.degrade import Degradation
 from serving.explain import Cause, CauseKind, CauseLevel, Explanation
@@ -236,11 +235,11 @@ def _clipped(text: str) -> str:
     return text if len(raw) <= PART_BYTES else raw[: PART_BYTES - 3].decode(errors="ignore") + "..."
 
 
-def overloaded(error: Overloaded) -> status_pb2.Status:
+def exhausted(message: str, retry_after_s: float) -> status_pb2.Status:
     """RESOURCE_EXHAUSTED with the time after which to come again."""
-    status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message=str(error))
+    status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message=message)
     hint = error_details_pb2.RetryInfo()
-    hint.retry_delay.FromMicroseconds(round(1e6 * error.retry_after_s))
+    hint.retry_delay.FromMicroseconds(round(1e6 * retry_after_s))
     status.details.add().Pack(hint)
     return status
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -93,6 +94,27 @@ def refused(call: Callable[[], Any]) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as error:
         call()
     return error.value
+
+
+class Silent:
+    """Calls that bring no message until the test ends."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.ended.wait(60)
+        yield from ()
+
+    def call(self, channel: grpc.Channel, method: str) -> grpc.Future:
+        return channel.stream_unary(method).future(iter(self))
+
+
+@pytest.fixture
+def silent() -> Iterator[Silent]:
+    silent = Silent()
+    yield silent
+    silent.ended.set()
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from sqlalchemy import create_engine, select
 
 from serving.client import Access, Asker, AsyncRecommender, Happened, Recommender, Wish, shown, violations
@@ -50,6 +52,14 @@ def client(address) -> Iterator[Recommender]:
 @pytest.fixture
 def ranking(client, asker, poi_ids) -> pb.Ranking:
     return client.rank(asker, poi_ids[:5])
+
+
+def said_when(error: grpc.RpcError) -> set[float]:
+    """The seconds after which to come again: those of the status, and those that gRPC itself follows."""
+    hint, status = error_details_pb2.RetryInfo(), rpc_status.from_call(error)
+    assert status is not None and status.details[0].Unpack(hint)
+    pushback_ms = int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"])
+    return {hint.retry_delay.ToMicroseconds() / 1e6, pushback_ms / 1e3}
 
 
 class Held:
@@ -181,17 +191,41 @@ def test_both_clients_stream(address, client, ranking, moment):
     assert asyncio.run(again()) == [1, 2, 3, 4, 5]
 
 
-def test_only_so_many_streams_are_open_and_rankings_go_on(address, client, ranking, asker, poi_ids, moment):
-    first = pb.RecordFeedbackRequest(events=[one.message() for one in shown(ranking, moment)])
-    with grpc.insecure_channel(address) as channel:
+def test_only_so_many_streams_are_open_and_rankings_go_on(pipeline, asker, poi_ids, moment, tmp_path: Path):
+    log = FeedbackLog(f"sqlite:///{tmp_path / 'feedback.db'}")
+    server = create_server(pipeline, ServerOptions(workers=1, waiting=0), log)
+    address = f"127.0.0.1:{server.port}"
+    with Recommender(address) as client, grpc.insecure_channel(address) as channel:
+        first = pb.RecordFeedbackRequest(
+            events=[one.message() for one in shown(client.rank(asker, poi_ids[:5]), moment)]
+        )
         stub = pb_grpc.RecommenderServiceStub(channel)
-        held = [Held(stub, first) for _ in range(2)]  # of four workers
+        held = [Held(stub, first) for _ in range(16)]  # whatever the number of workers
         error = refused(lambda: next(stub.RecordFeedbackStream(iter([first]), timeout=30)))
-        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and said_when(error) == {1.0}
         assert client.rank(asker, poi_ids[:3]).poi_ids
         for one in held:
             one.end()
         assert next(stub.RecordFeedbackStream(iter([first]), timeout=30)).repeated == 5
+    server.stop()
+    log.close()
+
+
+def test_how_many_streams_may_be_open_is_an_option_of_serve(workspace, project_in, asker, poi_ids, moment):
+    with (
+        project_in(workspace.root).served("--unproven", "--workers", "1", "--feedback-streams", "3") as served,
+        Recommender(served.address) as client,
+        grpc.insecure_channel(served.address) as channel,
+    ):
+        first = pb.RecordFeedbackRequest(
+            events=[one.message() for one in shown(client.rank(asker, poi_ids[:5]), moment)]
+        )
+        stub = pb_grpc.RecommenderServiceStub(channel)
+        held = [Held(stub, first) for _ in range(3)]
+        error = refused(lambda: next(stub.RecordFeedbackStream(iter([first]), timeout=30)))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for one in held:
+            one.end()
 
 
 def test_a_stop_ends_idle_streams_and_answers_what_has_come(pipeline, asker, poi_ids, moment, tmp_path: Path):
@@ -269,6 +303,7 @@ def test_rankings_go_on_where_the_database_does_not(pipeline, asker, poi_ids, ra
         try:
             client.record([shown(ranking, moment)[0]])
         except grpc.RpcError as error:
+            assert said_when(error) == {1.0}
             return error.code()
         return None
 

@@ -4,46 +4,21 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.client import Asker, Recommender
 from serving.life import READING, THREADS, WATCHERS, Life
 from serving.malformed import MalformedInterceptor
-from serving.pipeline import Pipeline
-from serving.server import SPARE_THREADS, ServerOptions, create_server
+from tests.serving.conftest import Silent
 from tests.serving.test_admission import until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 CHECK, WATCH = (f"/grpc.health.v1.Health/{method}" for method in ("Check", "Watch"))
-
-
-class Silent:
-    """Calls that bring no message until the test ends."""
-
-    def __init__(self) -> None:
-        self.ended = threading.Event()
-
-    def __iter__(self) -> Iterator[bytes]:
-        self.ended.wait(60)
-        yield from ()
-
-    def call(self, channel: grpc.Channel, method: str) -> grpc.Future:
-        return channel.stream_unary(method).future(iter(self))
-
-
-@pytest.fixture
-def silent() -> Iterator[Silent]:
-    silent = Silent()
-    yield silent
-    silent.ended.set()
 
 
 @pytest.fixture
@@ -167,21 +142,3 @@ def test_a_watcher_that_takes_nothing_holds_up_nobody(life: Life, port: int, cha
         assert (check(channel), next(watcher).status) == (NOT_SERVING, NOT_SERVING)
     watcher.cancel()
     until(lambda: life._places._value == WATCHERS)
-
-
-def test_rankings_go_on_whatever_callers_without_a_token_hold_open(
-    pipeline: Pipeline, asker: Asker, poi_ids: list[str], silent: Silent
-) -> None:
-    server = create_server(pipeline, ServerOptions(workers=1, waiting=0))
-    address, calls = f"127.0.0.1:{server.port}", SPARE_THREADS
-    with ExitStack() as open_, Recommender(address) as client:
-        channel = open_.enter_context(grpc.insecure_channel(address))
-        watchers = [watch(channel) for _ in range(calls)]
-        held = [silent.call(channel, CHECK) for _ in range(calls)]
-        until(lambda: sum(call.done() for call in held) >= calls - READING)
-        assert check(channel) == SERVING
-        assert client.rank(asker, poi_ids[:1], timeout_seconds=20).poi_ids == poi_ids[:1]
-        silent.ended.set()
-        for call in (*watchers, *held):
-            call.cancel()
-    assert server.stop()
