@@ -10,17 +10,18 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from feature_repo.sql import quoted, text
 from feature_repo.stores.duck import DuckConfig, LazyJob, configure
 
-FILE = "its file"  # the name of a column that no table of ours has
+FILE, ROW = "its file", "its row"  # names of columns that no table of ours has
 
 
 class LatestJob(LazyJob):
-    """Of each entity the row with the newest event time, then the newest creation time. Rows without a key belong to no
-    entity."""
+    """Of each entity the row with the newest event time, then the newest creation time, then the last one of the
+    source, as writes in the order of the source leave it online. Rows without a key belong to no entity."""
 
     def __init__(
         self,
@@ -59,29 +60,31 @@ class LatestJob(LazyJob):
 
     def _asked(self, db: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
         configure(db, self._config)
-        query = self._of_files(self._relation) if isinstance(self._relation, str) else self._of_table(db)
+        relation = self._relation
+        query = self._of_files(relation) if isinstance(relation, str) else self._of_table(relation, db)
         return db.execute(query, [_utc(moment) for moment in self._between])
 
     def _of_files(self, path: str) -> str:
-        """A row of a file is told by the file and its number."""
-        files = f"read_parquet({text(path)}, file_row_number = true, filename = {text(FILE)})"
-        newest = f"arg_max(struct_pack(f := {quoted(FILE)}, n := file_row_number), ROW({', '.join(self._newest)}))"
+        """A row of a file is told by the file and its number. Of several files the last one is the last by its name."""
+        files = f"read_parquet({text(path)}, union_by_name = true, file_row_number = true, filename = {text(FILE)})"
+        ages = [f"t{at} := {age}" for at, age in enumerate(self._ages)]
+        newest = f"max(struct_pack({', '.join(ages)}, f := {quoted(FILE)}, n := file_row_number))"
         keys = f"GROUP BY {', '.join(map(quoted, self._keys))}" if self._keys else ""
         return f"""
             SELECT {", ".join(f"s.{quoted(column)}" for column in self._columns)} FROM {files} s
             JOIN (SELECT {newest} AS place FROM {files} WHERE {self._there} {keys}) newest
               ON newest.place.f = s.{quoted(FILE)} AND newest.place.n = s.file_row_number"""
 
-    def _of_table(self, db: duckdb.DuckDBPyConnection) -> str:
-        db.register("source", self._relation)
+    def _of_table(self, table: pa.Table, db: duckdb.DuckDBPyConnection) -> str:
+        db.register("source", table.append_column(ROW, pa.array(np.arange(len(table)))))
         keys = f"PARTITION BY {', '.join(map(quoted, self._keys))}" if self._keys else ""
-        order = ", ".join(f"{time} DESC" for time in self._newest)
+        order = ", ".join(f"{age} DESC" for age in [*self._ages, quoted(ROW)])
         return f"""
             SELECT {", ".join(map(quoted, self._columns))} FROM source WHERE {self._there}
             QUALIFY row_number() OVER ({keys} ORDER BY {order}) = 1"""
 
     @property
-    def _newest(self) -> list[str]:
+    def _ages(self) -> list[str]:
         return [f"coalesce({quoted(time)}::TIMESTAMPTZ, TIMESTAMPTZ '-infinity')" for time in self._times]
 
     @property
