@@ -101,7 +101,6 @@ class PackedOnlineStore(OnlineStore):
     def __init__(self) -> None:
         super().__init__()
         self._layouts: dict[bytes, Layout] = {}
-        self._announced: set[tuple[str, bytes]] = set()
 
     @abstractmethod
     def get(self, config: RepoConfig, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
@@ -111,9 +110,14 @@ class PackedOnlineStore(OnlineStore):
         """
 
     @abstractmethod
-    def put(self, config: RepoConfig, table: str, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
+    def put(
+        self, config: RepoConfig, table: str, layout: Layout, keys: Sequence[bytes], records: Sequence[bytes]
+    ) -> None:
         """Keep each record unless a newer one (by event time, then by creation time) is there; all or nothing where
-        the store can. Of two records of the same times the later one stays."""
+        the store can. Of two records of the same times the later one stays.
+
+        The description of their layout is kept beside them, each time anew: the store may have been emptied since.
+        """
 
     @abstractmethod
     def times(self, config: RepoConfig, table: str) -> np.ndarray:
@@ -126,10 +130,6 @@ class PackedOnlineStore(OnlineStore):
     @abstractmethod
     def drop(self, config: RepoConfig, table: str) -> None:
         """Delete all records of a table, and the descriptions of their layouts."""
-
-    @abstractmethod
-    def announce(self, config: RepoConfig, table: str, layout: Layout) -> None:
-        """Keep the description of a layout beside the records that have it."""
 
     @abstractmethod
     def announced(self, config: RepoConfig, table: str) -> list[Layout]:
@@ -195,10 +195,7 @@ class PackedOnlineStore(OnlineStore):
     ) -> None:
         """Write n entities of one view, with all of its features; see `Layout.encode`."""
         records = plan.layout.encode(values, event_us, created_us)
-        if (plan.table, plan.layout.tag) not in self._announced:
-            self.announce(config, plan.table, plan.layout)
-            self._announced.add((plan.table, plan.layout.tag))
-        self.put(config, plan.table, keys, records)
+        self.put(config, plan.table, plan.layout, keys, records)
 
     def online_write_batch(
         self, config: RepoConfig, table: FeatureView, data: list[Row], progress: Callable[[int], Any] | None
@@ -254,9 +251,7 @@ class PackedOnlineStore(OnlineStore):
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Feast's `teardown`."""
         for view in tables:
-            table = self.prepare(config, view).table
-            self.drop(config, table)
-            self._announced = {(of, tag) for of, tag in self._announced if of != table}
+            self.drop(config, self.prepare(config, view).table)
 
     def _is_versioned_read_supported(self) -> bool:
         """Feast asks its own stores by their classes."""

@@ -65,12 +65,15 @@ class PackedRedisOnlineStore(PackedOnlineStore):
             raise StoreUnavailable(f"Redis does not answer: {error}") from error
         return [[next(found) for _ in of_table] for _, of_table in asked]
 
-    def put(self, config: RepoConfig, table: str, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
+    def put(
+        self, config: RepoConfig, table: str, layout: Layout, keys: Sequence[bytes], records: Sequence[bytes]
+    ) -> None:
         prefix, client = _prefix(config, table), self._client(config)
         life = config.online_store.key_ttl_seconds or 0
         # In a cluster the keys of one call must lie on one node: one call each.
         size = 1 if _clustered(config) else CALL_KEYS
         with client.pipeline(transaction=False) as pipe:
+            pipe.hset(_layouts(config, table), layout.tag.hex(), str(layout))
             for start in range(0, len(keys), size):
                 named = [prefix + key for key in keys[start : start + size]]
                 pipe.execute_command("EVAL", KEEP_NEWEST, len(named), *named, life, *records[start : start + size])
@@ -85,9 +88,6 @@ class PackedRedisOnlineStore(PackedOnlineStore):
                 # A record that expired since its key was found is empty.
                 found += [time for time in pipe.execute() if time]
         return np.frombuffer(b"".join(found), dtype="<i8")
-
-    def announce(self, config: RepoConfig, table: str, layout: Layout) -> None:
-        self._client(config).hset(_layouts(config, table), layout.tag.hex(), str(layout))
 
     def announced(self, config: RepoConfig, table: str) -> list[Layout]:
         return [Layout.parse(text.decode()) for text in self._client(config).hvals(_layouts(config, table))]

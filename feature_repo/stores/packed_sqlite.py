@@ -54,10 +54,14 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
         except (sqlite3.Error, OSError) as error:
             raise StoreUnavailable(f"the file of the online store cannot be read ({error})") from error
 
-    def put(self, config: RepoConfig, table: str, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
+    def put(
+        self, config: RepoConfig, table: str, layout: Layout, keys: Sequence[bytes], records: Sequence[bytes]
+    ) -> None:
+        self.create(config, table)
         rows = ((key, *times_of(record), record) for key, record in zip(keys, records, strict=True))
         name = _table(config, table)
         with self._connection(config) as db:
+            db.execute("INSERT OR IGNORE INTO layouts VALUES (?, ?)", (name, str(layout)))
             db.executemany(
                 f"INSERT INTO {name} VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE "
                 "SET event = excluded.event, created = excluded.created, record = excluded.record "
@@ -70,11 +74,6 @@ class PackedSqliteOnlineStore(PackedOnlineStore):
             found = self._connection(config).execute(f"SELECT event FROM {_table(config, table)}")
             return np.array([time for (time,) in found], dtype=np.int64)
         return np.zeros(0, dtype=np.int64)
-
-    def announce(self, config: RepoConfig, table: str, layout: Layout) -> None:
-        self.create(config, table)
-        with self._connection(config) as db:
-            db.execute("INSERT OR IGNORE INTO layouts VALUES (?, ?)", (_table(config, table), str(layout)))
 
     def announced(self, config: RepoConfig, table: str) -> list[Layout]:
         db = self._connection(config)

@@ -33,6 +33,8 @@ from feast.value_type import ValueType
 
 from feature_repo.stores.layout import LayoutError
 from feature_repo.stores.packed import PackedOnlineStore
+from feature_repo.stores.packed_redis import PackedRedisOnlineStore
+from feature_repo.stores.packed_sqlite import PackedSqliteOnlineStore
 from tests.conftest import free_port
 
 NOON = datetime(2024, 3, 31, 12, tzinfo=UTC)
@@ -358,7 +360,7 @@ def test_a_layout_that_nobody_described_is_refused_not_guessed(repo):
     plan = repo.packed.prepare(repo.store.config, repo.view)
     record = repo.records("a")[0]
     forged = b"????????" + record[8:]
-    repo.packed.put(repo.store.config, plan.table, plan.keys.of({"poi": ["a"]}), [forged])
+    repo.packed.put(repo.store.config, plan.table, plan.layout, plan.keys.of({"poi": ["a"]}), [forged])
     with pytest.raises(LayoutError, match=r"'places' in a layout that it does not describe \(3f3f3f"):
         repo.read("a")
 
@@ -393,6 +395,46 @@ def test_materialize_takes_the_newest_row_of_each_entity_within_its_range(repo):
     )
     repo.materialize()
     assert repo.read("a", "b").values["count"].to_pylist() == [3, None]
+
+
+def test_of_rows_with_the_same_times_the_last_one_counts_everywhere(repo):
+    rows = [{"poi": p, "vector": [9.0] * WIDTH, "count": n} for n in (1, 2, 3) for p in ("a", "b")]
+    spine = pd.DataFrame({"poi": ["a", "b"], "event_timestamp": [NOON, NOON]})
+    repo.write(rows)
+    joined = repo.store.get_historical_features(spine, ["places:count"]).to_df()
+    assert joined["count"].tolist() == [3, 3]
+    repo.materialize()
+    assert repo.read("a", "b").values["count"].to_pylist() == [3, 3]
+    filled = repo.records("a", "b")
+    repo.packed.teardown(repo.store.config, [repo.view], [])
+    repo.push(rows)
+    assert repo.records("a", "b") == filled
+    repo.write([rows[0]])
+    repo.materialize()
+    assert repo.read("a").values["count"].to_pylist() == [1], "written later, at the same times"
+
+
+def emptied(repo: Repo) -> None:
+    """What a Redis that keeps nothing on disk is after a restart; of SQLite, every table that has records."""
+    if isinstance(repo.packed, PackedRedisOnlineStore):
+        repo.packed._client(repo.store.config).flushall()
+        return
+    assert isinstance(repo.packed, PackedSqliteOnlineStore)
+    with repo.packed._connection(repo.store.config) as db:
+        db.execute("DELETE FROM layouts")
+        db.execute('DROP TABLE "packed:places"')
+
+
+def test_a_writer_describes_its_records_again_where_the_store_was_emptied(repo):
+    repo.push([{"poi": "a", "count": 1, "name": "A"}])
+    emptied(repo)
+    repo.push([{"poi": "a", "count": 2, "name": "B"}])
+    changed = {"name": String, "rank": Int64, "vector": SCHEMA["vector"]}
+    reader = Repo(repo.root, repo.online)
+    reader.apply(changed)
+    assert reader.read("a").values["name"].to_pylist() == ["B"]
+    reader.push([{"poi": "b", "rank": 5, "name": "C"}], schema=changed)
+    assert reader.read("a", "b").values["name"].to_pylist() == ["B", "C"]
 
 
 def micros(moment: datetime) -> int:

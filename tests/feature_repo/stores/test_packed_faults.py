@@ -19,6 +19,7 @@ from feast.types import Int64, String
 from feast.value_type import ValueType
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from feature_repo.stores.layout import Layout
 from feature_repo.stores.packed import PackedOnlineStore, StoreUnavailable
 from tests.conftest import free_port
 
@@ -144,11 +145,11 @@ def test_a_materialization_that_is_killed_is_repeated_to_the_same_records(tmp_pa
     online = packed(store)
     written, usual = [], online.put
 
-    def dies(config: RepoConfig, table: str, keys: Any, records: Any) -> None:
+    def dies(config: RepoConfig, table: str, layout: Layout, keys: Any, records: Any) -> None:
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(len(keys))
-        usual(config, table, keys, records)
+        usual(config, table, layout, keys, records)
 
     online.put = dies  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
