@@ -8,7 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from datetime import UTC, datetime
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from feast import FeatureView
@@ -18,6 +19,8 @@ from feast.value_type import ValueType
 
 VERSION = 3
 _HEAD = struct.Struct("<II")
+_Encoder = Callable[[Sequence[Any]], list[bytes]]
+_WRONG = (struct.error, AttributeError, TypeError, ValueError, OverflowError)  # what encoders raise for a value
 _NUMBERS: Mapping[FeastType, tuple[ValueType, str]] = {
     Int32: (ValueType.INT32, "<IIi"),
     Int64: (ValueType.INT64, "<IIq"),
@@ -42,7 +45,7 @@ class EntityKeys:
     def of(self, values: Mapping[str, Sequence[Any]]) -> list[bytes]:
         """The keys of n entities, given n values of each join key, or one that all of them share.
 
-        Raises ValueError for a join key that is absent, or a value that is not of its type.
+        Raises ValueError for a join key that is absent, one of a type that no key has, a value that is not of its type.
         """
         absent = [name for name in self.types if name not in values]
         if absent:
@@ -60,24 +63,44 @@ class EntityKeys:
 
 
 def _encoded(name: str, dtype: FeastType, values: Sequence[Any]) -> list[bytes]:
+    encoder = _encoder(name, dtype)
     try:
-        return _encoder(dtype)(values)
-    except (struct.error, AttributeError, TypeError) as error:
-        wrong = next((v for v in values if not _fits(dtype, v)), None)
+        return encoder(values)
+    except _WRONG as error:
+        wrong = next(v for v in values if _refused(encoder, v))
         raise ValueError(f"{wrong!r} is no value of join key {name!r}, which has type {dtype}") from error
 
 
-def _encoder(dtype: FeastType) -> Callable[[Sequence[Any]], list[bytes]]:
+def _encoder(name: str, dtype: FeastType) -> _Encoder:
     if dtype in _NUMBERS:
-        kind, layout = _NUMBERS[dtype]
-        packer = struct.Struct(layout)
-        size = packer.size - _HEAD.size
-        return lambda values: [packer.pack(kind.value, size, int(value)) for value in values]
+        return partial(_numbers, *_NUMBERS[dtype])
     if dtype == Bytes:
         return lambda values: [_HEAD.pack(ValueType.BYTES.value, len(value)) + value for value in values]
     if dtype == String:
         return _strings
-    raise TypeError(f"join keys of type {dtype} are not served by packed stores")
+    raise ValueError(
+        f"join key {name!r} has type {dtype}, which Feast's keys have not: declare its entity as String, Int64, Int32, "
+        "Bytes or UnixTimestamp"
+    )
+
+
+def _numbers(kind: ValueType, layout: str, values: Sequence[Any]) -> list[bytes]:
+    packer = struct.Struct(layout)
+    size = packer.size - _HEAD.size
+    try:
+        return [packer.pack(kind.value, size, value) for value in values]
+    except struct.error:  # some are no integers
+        return [packer.pack(kind.value, size, _whole(kind, value)) for value in values]
+
+
+def _whole(kind: ValueType, value: Any) -> int:
+    """A moment in seconds, cut as Feast cuts them; else a whole number, never a rounded one: 1.5 is not entity 1."""
+    if kind == ValueType.UNIX_TIMESTAMP and isinstance(value, datetime):
+        return int((value.replace(tzinfo=UTC) if value.tzinfo is None else value).timestamp())
+    number = int(value)
+    if number != value:
+        raise ValueError(f"{value!r} is not whole")
+    return number
 
 
 def _strings(values: Sequence[str]) -> list[bytes]:
@@ -90,5 +113,9 @@ def _string(value: str) -> bytes:
     return _HEAD.pack(ValueType.STRING.value, len(text)) + text
 
 
-def _fits(dtype: FeastType, value: Any) -> bool:
-    return isinstance(value, str if dtype == String else bytes if dtype == Bytes else int)
+def _refused(encoder: _Encoder, value: Any) -> bool:
+    try:
+        encoder([value])
+    except _WRONG:
+        return True
+    return False
