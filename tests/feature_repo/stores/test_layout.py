@@ -160,7 +160,7 @@ KEYS: dict[FeastType, st.SearchStrategy[Any]] = {
     Int64: st.integers(-(2**63), 2**63 - 1),
     Int32: st.integers(-(2**31), 2**31 - 1),
     Bytes: st.binary(min_size=1, max_size=8),  # Feast takes an empty one for none
-    UnixTimestamp: st.integers(0, 2**33),
+    UnixTimestamp: st.integers(0, 2**33) | st.datetimes(timezones=st.none() | st.just(UTC) | st.timezones()),
 }
 
 
