@@ -16,17 +16,19 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from feast import FeatureView
 from feast.data_source import DataSource
-from feast.infra.offline_stores.duckdb import DuckDBOfflineStore
+from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, _write_data_source
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import RepoConfig
+from feast.saved_dataset import SavedDatasetStorage
 
 from feature_repo.stores.duck import DuckConfig, LazyJob, relation_of
 from feature_repo.stores.latest import LatestJob
@@ -64,7 +66,8 @@ class AsofOfflineStore(DuckDBOfflineStore):
         full_feature_names: bool = False,
         filter_by_created_timestamp: bool = False,
     ) -> RetrievalJob:
-        """Raises ValueError for an `entity_df` that is a query: this store joins data frames."""
+        """Raises ValueError for an `entity_df` that is a query (this store joins data frames), that lacks a join key,
+        or that has a column by the name of a feature that is asked for."""
         if not isinstance(entity_df, pd.DataFrame):
             raise ValueError("the ASOF store joins data frames; run the query first and pass its result as entity_df")
         time = infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
@@ -72,6 +75,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
             _lookup(view, feature_refs, full_feature_names, filter_by_created_timestamp, str(config.repo_path))
             for view in feature_views
         ]
+        _check_columns(entity_df, lookups)
         return AsofRetrievalJob(
             entity_df=entity_df,
             time=time,
@@ -80,6 +84,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
             full_names=full_feature_names,
             config=config.offline_store,
             references=feature_refs,
+            repo_path=str(config.repo_path),
         )
 
     @staticmethod
@@ -93,8 +98,8 @@ class AsofOfflineStore(DuckDBOfflineStore):
         start_date: datetime,
         end_date: datetime,
     ) -> RetrievalJob:
-        """Of each entity the row with the newest event time in the range, then the newest creation time. Rows without
-        a key belong to no entity."""
+        """Of each entity the row with the newest event time in the range, then the newest creation time, then the last
+        one of the source. Rows without a key belong to no entity."""
         return LatestJob(
             relation=relation_of(data_source, str(config.repo_path)),
             keys=join_key_columns,
@@ -126,6 +131,22 @@ def _lookup(view: FeatureView, references: list[str], full_names: bool, known_on
     )
 
 
+def _check_columns(entity_df: pd.DataFrame, lookups: Sequence[Lookup]) -> None:
+    for lookup in lookups:
+        absent = sorted(set(lookup.keys.values()) - set(entity_df.columns))
+        if absent:
+            raise ValueError(
+                f"view {lookup.name!r} is joined by {absent}, which the entity rows have not got: add the columns; "
+                f"they have {', '.join(map(str, entity_df.columns))}"
+            )
+        taken = sorted(set(lookup.features) & set(entity_df.columns))
+        if taken:
+            raise ValueError(
+                f"columns {taken} of the entity rows have the names of features of view {lookup.name!r} that are asked "
+                "for: drop or rename the columns, or ask with full_feature_names=True"
+            )
+
+
 class AsofRetrievalJob(LazyJob):
     """A point-in-time join."""
 
@@ -139,6 +160,7 @@ class AsofRetrievalJob(LazyJob):
         full_names: bool,
         config: AsofOfflineStoreConfig,
         references: list[str],
+        repo_path: str,
     ) -> None:
         super().__init__()
         self._entity_df = entity_df
@@ -147,6 +169,7 @@ class AsofRetrievalJob(LazyJob):
         self._on_demand = on_demand
         self._full_names = full_names
         self._config = config
+        self._repo_path = repo_path
         self._metadata = RetrievalMetadata(
             features=references,
             keys=[name for name in entity_df.columns if name != time],
@@ -166,6 +189,11 @@ class AsofRetrievalJob(LazyJob):
     def metadata(self) -> RetrievalMetadata:
         return self._metadata
 
+    def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
+        """Feast's `create_saved_dataset`: written as Feast's DuckDB store does, with the values of on-demand views."""
+        answer = ibis.memtable(self.to_arrow(timeout=timeout))
+        _write_data_source(answer, storage.to_data_source(), self._repo_path, "overwrite", allow_overwrite)
+
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         moments = _utc(self._entity_df[self._time])
         answer = pa.Table.from_pandas(self._entity_df.assign(**{self._time: moments}), preserve_index=False)
@@ -176,7 +204,5 @@ class AsofRetrievalJob(LazyJob):
 
 
 def _utc(times: pd.Series[Any]) -> pd.Series[Any]:
-    """Times without a zone are UTC, as everywhere in Feast."""
-    stamps = pd.to_datetime(times)
-    stamps = stamps.dt.tz_localize("UTC") if stamps.dt.tz is None else stamps.dt.tz_convert("UTC")
-    return stamps.astype("datetime64[us, UTC]")
+    """Of any zones, also of several; times without one are UTC, as everywhere in Feast."""
+    return pd.to_datetime(times, utc=True).astype("datetime64[us, UTC]")

@@ -41,8 +41,8 @@ class LazyJob(RetrievalJob):
         return None
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Not offered: a result is persisted by whoever asked for it."""
-        raise NotImplementedError("write the result of to_arrow() yourself; this job keeps nothing")
+        """Feast persists what has metadata: point-in-time joins, which say how."""
+        raise NotImplementedError("only a point-in-time join can be persisted; write the result of to_arrow() yourself")
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
         return self._to_arrow_internal(timeout).to_pandas()

@@ -17,10 +17,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as pds
+import pyarrow.parquet as pq
 
 from feature_repo.stores.layout import NEVER
 from feature_repo.stores.packed import MICROSECOND, micros_of
 
+NS_US = np.iinfo(np.int64).max // 1000  # moments from the epoch, in microseconds, that nanoseconds reach
 ROW, MOMENT = "__row", "__moment"  # of the spine: position, microseconds
 AT, EVENT, CREATED, KNOWN = "__at", "__event", "__created", "__known"  # of versions: position, microseconds
 
@@ -33,6 +35,7 @@ class Lookup:
         relation: the path of Parquet files, or a table.
         keys: column of the view -> column of the entity rows.
         features: name in the answer -> column of the source.
+        time: of events; of rows of one time the one created last counts, of those the last one of the source.
         created: only where creation time limits what may be seen, or settles ties.
         known_only: whether a value counts from its creation only.
     """
@@ -45,6 +48,12 @@ class Lookup:
     created: str | None
     ttl: timedelta | None
     known_only: bool
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the source."""
+        times = [self.time, *([self.created] if self.created else [])]
+        return list(dict.fromkeys([*self.keys, *times, *self.features.values()]))
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ def join(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, part_rows: int
 
     Args:
         spine: n rows with the entity columns of the lookup.
-        moments_us: int64 (n,), microseconds UTC.
+        moments_us: int64 (n,), microseconds UTC; `NEVER` for none, at which nothing may be seen.
         part_rows: versions in memory at a time, about.
     """
     parts = parts_of(lookup, part_rows)
@@ -69,12 +78,12 @@ def join(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, part_rows: int
 
 def parts_of(lookup: Lookup, part_rows: int) -> int:
     """Into how many parts a view's entities are divided."""
-    return max(1, -(-_dataset(lookup.relation).count_rows() // part_rows)) if lookup.keys else 1
+    return max(1, -(-_dataset(lookup).count_rows() // part_rows)) if lookup.keys else 1
 
 
 def join_part(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, part: int, parts: int) -> Part:
     """The same for the entities of one part; it needs nothing of the others."""
-    source = _dataset(lookup.relation)
+    source = _dataset(lookup)
     asked = _asked(spine, moments_us, lookup, source.schema)
     if parts > 1:
         asked = asked.filter(_of_part(lookup.keys, part, parts))
@@ -92,37 +101,89 @@ def together(parts: Sequence[Part]) -> dict[str, pa.ChunkedArray]:
     return {name: values[name] for name in values.column_names}
 
 
-def _dataset(relation: str | pa.Table) -> pds.Dataset:
+def _dataset(lookup: Lookup) -> pds.Dataset:
+    """The source of a view, which has all of its columns. Raises FileNotFoundError or ValueError where it has not."""
+    relation = lookup.relation
     if isinstance(relation, pa.Table):
-        return pds.dataset(relation)
-    if glob.has_magic(relation):
-        return pds.dataset(sorted(glob.glob(relation)))
-    if not os.path.exists(relation):
-        raise FileNotFoundError(f"{relation} is not there: `scenerank embed` or `scenerank knowledge` writes it")
-    return pds.dataset(relation)
+        source, place = pds.dataset(relation), "its table"
+    elif glob.has_magic(relation):
+        source, place = _of_files(sorted(glob.glob(relation, recursive=True)), lookup), relation
+    else:
+        source, place = pds.dataset(relation) if os.path.exists(relation) else _of_files([], lookup), relation
+    absent = [name for name in lookup.columns if name not in source.schema.names]
+    if absent:
+        raise ValueError(
+            f"the source of view {lookup.name!r} ({place}) has no columns {absent}: write them, or correct the view's "
+            f"source, its schema or its field_mapping; it has {', '.join(source.schema.names)}"
+        )
+    return source
+
+
+def _of_files(files: Sequence[str], lookup: Lookup) -> pds.Dataset:
+    """The columns of a view of all files, null where a file has not got one."""
+    if not files:
+        raise FileNotFoundError(
+            f"{lookup.relation} is not there: write the source of view {lookup.name!r} first, or correct its path "
+            "(a SceneRank workspace gets its sources from `scenerank data`, `embed` and `knowledge`)"
+        )
+    schemas = [pq.read_schema(file) for file in files]
+    try:
+        wanted = [pa.schema([field for field in schema if field.name in lookup.columns]) for schema in schemas]
+        return pds.dataset(files, schema=pa.unify_schemas(wanted, promote_options="permissive"))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(
+            f"the files of {lookup.relation}, the source of view {lookup.name!r}, do not agree: {error}; write the "
+            "column with one type"
+        ) from error
 
 
 def _asked(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, schema: pa.Schema) -> pl.DataFrame:
     """Keys under the view's names and of its types, moment and position of every spine row."""
-    keys = {key: _plain(spine[entity], schema.field(key).type) for key, entity in lookup.keys.items()}
+    keys = {key: _key(spine[entity], entity, schema.field(key), lookup) for key, entity in lookup.keys.items()}
     return pl.DataFrame({**keys, MOMENT: moments_us, ROW: np.arange(len(spine))})
 
 
-def _plain(column: pa.ChunkedArray, dtype: pa.DataType) -> pl.Series:
-    """As Polars compares it; a key that its type cannot hold has no versions."""
-    polars = pl.Series(pa.array([], dtype.value_type if pa.types.is_dictionary(dtype) else dtype)).dtype
+def _key(column: pa.ChunkedArray, entity: str, field: pa.Field, lookup: Lookup) -> pl.Series:
+    """Entities as the view's keys. One that the type of the keys cannot hold exactly has no versions."""
+    given, held = _plain(column), _plain(pa.chunked_array([], field.type)).dtype
+    if given.dtype == held:
+        return given
+    if not _comparable(given.dtype, held):
+        raise ValueError(
+            f"column {entity!r} of the entity rows is {column.type}, key {field.name!r} of view {lookup.name!r} is "
+            f"{field.type}, and no such value equals another: cast the column to the type of the key"
+        )
+    if pl.Null in (given.dtype, held):
+        return pl.Series([None] * len(given), dtype=held)
+    cast = given.cast(held, strict=False)
+    return pl.select(pl.when(cast.cast(given.dtype, strict=False) == given).then(cast)).to_series()
+
+
+def _comparable(given: pl.DataType, held: pl.DataType) -> bool:
+    """Whether values of two types can be the same. A whole number is the same as its digits."""
+    if pl.Null in (given, held):
+        return True
+    if pl.String in (given, held):
+        return all(kind == pl.String or kind == pl.Binary or kind.is_integer() for kind in (given, held))
+    return (given.is_numeric() and held.is_numeric()) or (given.is_temporal() and held.is_temporal())
+
+
+def _plain(column: pa.ChunkedArray) -> pl.Series:
+    """As Polars compares it."""
     decoded = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-    return pl.Series(decoded).cast(polars, strict=False)
+    return pl.Series(decoded)
 
 
 def _reach(lookup: Lookup, dtype: pa.DataType, moments_us: np.ndarray) -> pds.Expression | None:
     """Which versions any spine row can see at all, where Parquet's statistics can tell."""
-    if not pa.types.is_timestamp(dtype) or not len(moments_us):
+    real_us = moments_us[moments_us != NEVER]
+    if not pa.types.is_timestamp(dtype) or not len(real_us):
         return None
-    first_us, last_us = int(moments_us.min()), int(moments_us.max())
+    first_us, last_us = int(real_us.min()), int(real_us.max())
 
     def moment(us: int) -> pa.Scalar:
-        return pa.scalar(us, pa.timestamp("us", dtype.tz)).cast(dtype, safe=False)
+        held = min(max(us, -NS_US), NS_US) if dtype.unit == "ns" else us
+        return pa.scalar(held, pa.timestamp("us", dtype.tz)).cast(dtype, safe=False)
 
     reach = pds.field(lookup.time) <= moment(last_us)
     if lookup.ttl is not None:
@@ -132,19 +193,17 @@ def _reach(lookup: Lookup, dtype: pa.DataType, moments_us: np.ndarray) -> pds.Ex
 
 def _versions(source: pds.Dataset, lookup: Lookup, reach: pds.Expression | None, part: int, parts: int) -> pa.Table:
     """Keys, times and features of the versions in reach, of one part of the entities."""
-    times = [lookup.time, *([lookup.created] if lookup.created else [])]
-    names = list(dict.fromkeys([*lookup.keys, *times, *lookup.features.values()]))
     if parts == 1:
-        return source.to_table(columns=names, filter=reach).combine_chunks()
-    return pa.Table.from_batches(list(_batches(source, names, lookup, reach, part, parts))).combine_chunks()
+        return source.to_table(columns=lookup.columns, filter=reach).combine_chunks()
+    return pa.Table.from_batches(list(_batches(source, lookup, reach, part, parts))).combine_chunks()
 
 
 def _batches(
-    source: pds.Dataset, names: list[str], lookup: Lookup, reach: pds.Expression | None, part: int, parts: int
+    source: pds.Dataset, lookup: Lookup, reach: pds.Expression | None, part: int, parts: int
 ) -> Iterator[pa.RecordBatch]:
-    yield pa.RecordBatch.from_pylist([], schema=pa.schema([source.schema.field(name) for name in names]))
-    for batch in source.to_batches(columns=names, filter=reach):
-        keys = pl.DataFrame({key: _plain(pa.chunked_array([batch[key]]), batch[key].type) for key in lookup.keys})
+    yield pa.RecordBatch.from_pylist([], schema=pa.schema([source.schema.field(name) for name in lookup.columns]))
+    for batch in source.to_batches(columns=lookup.columns, filter=reach):
+        keys = pl.DataFrame({key: _plain(pa.chunked_array([batch[key]])) for key in lookup.keys})
         yield batch.filter(keys.select(_of_part(lookup.keys, part, parts)).to_series().to_arrow())
 
 
@@ -172,7 +231,7 @@ def _known(versions: pa.Table, lookup: Lookup) -> pl.DataFrame:
     In the order of that moment; of several at one moment the last one counts.
     """
     event = micros_of(versions[lookup.time])
-    keys = {key: _plain(versions[key], versions[key].type) for key in lookup.keys}
+    keys = {key: _plain(versions[key]) for key in lookup.keys}
     frame = pl.DataFrame({**keys, EVENT: event, AT: np.arange(len(versions), dtype=np.int64)})
     created = event
     if lookup.created is not None:
