@@ -17,7 +17,7 @@ from serving.stages import code_of
 from trainers.bundle import CERTIFICATE, Bundle
 from trainers.plain import PlainDataError, from_plain, to_plain
 
-# Beside the definitions and stores of `feature_repo`, what values pass through.
+# Beside the definitions, stores and streams of `feature_repo`, what values pass through.
 PATHS = (
     "serving/features.py",
     "serving/online.py",
@@ -81,7 +81,7 @@ class Certificate:
 def code() -> str:
     """A hash of the sources of both paths: what one version proved says nothing of another."""
     definitions = sorted(f"{REPOSITORY.name}/{file.name}" for file in REPOSITORY.glob("*.py"))
-    return code_of(*definitions, f"{REPOSITORY.name}/stores", *PATHS)
+    return code_of(*definitions, f"{REPOSITORY.name}/stores", f"{REPOSITORY.name}/streaming", *PATHS)
 
 
 class Unproven(ServiceMismatch):

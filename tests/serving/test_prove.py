@@ -255,6 +255,25 @@ def test_a_damaged_certificate_is_refused(city, folder):
         open_pipeline(city.workspace, folder, None)
 
 
+CODES = """
+import sys
+from pathlib import Path
+from serving.certificate import code
+print(code())
+for path in sys.argv[1:]:
+    with Path(path).open("a") as source:
+        source.write("# changed")
+    print(code())
+"""
+
+
+def test_what_makes_values_is_in_the_code_and_what_does_not_is_not(project):
+    makes = ["feature_repo/streaming/state.py", "feature_repo/stores/packed.py", "feature_repo/users.py"]
+    codes = project.run("-c", CODES, *makes, "serving/online.py", "serving/screen.py").stdout.split()
+    assert len(codes) == 6 and len(set(codes)) == 5
+    assert codes[-1] == codes[-2], "how a table is printed changes no value"
+
+
 def test_training_again_forgets_the_certificate(city, folder):
     certificate_of(city).save(folder)
     bundles.load(folder).save(folder)
