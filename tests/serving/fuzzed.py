@@ -44,7 +44,7 @@ def varied(draw: st.DrawFn, valid: Message) -> Message:
     """A valid message of which up to three fields, at any depth, are absent or of any value."""
     message = type(valid)()
     message.CopyFrom(valid)
-    for _ in range(draw(st.integers(0, 3))):
+    for _ in range(draw(st.integers(0, 3)) if valid.DESCRIPTOR.fields else 0):
         at, field = message, draw(st.sampled_from(list(message.DESCRIPTOR.fields)))
         while (inner := _inside(at, field)) and draw(st.booleans()):
             at = draw(st.sampled_from(inner))

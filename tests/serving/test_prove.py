@@ -17,8 +17,10 @@ import pytest
 
 from feature_repo import columns
 from serving import certificate, online, prove, replay
+from serving.client import Access, Asker, Recommender
 from serving.online import ValueStatus
 from serving.opening import open_pipeline
+from serving.operator_client import Operator
 from serving.poi_cache import PoiCache
 from trainers import bundle as bundles
 from trainers.bundle import CERTIFICATE, Bundle
@@ -224,6 +226,22 @@ def certificate_of(city: Any, **changes: Any) -> certificate.Certificate:
 
 def test_a_server_takes_a_proven_bundle_and_says_so(city):
     assert open_pipeline(city.workspace, city.workspace.bundles / "larr", None).proven
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_every_answer_says_whether_its_bundle_is_proven(city, workspace, project_in, moment, proven):
+    """The workspace of the tests of serving has bundles without a certificate."""
+    project = city if proven else project_in(workspace.root)
+    asker = Asker(user_id="u3", scenario_id="lunch_deals", time=moment)
+    with project.served("--bundle", "larr", *([] if proven else ["--unproven"])) as served:
+        with Recommender(served.address, Access(timeout_seconds=30)) as client:
+            found = client.recommend(asker)
+            ranked = client.rank(asker, found.poi_ids)
+            explained = client.explain(asker, found.poi_ids[0])
+            unknown = client.rank(Asker(user_id="nobody", scenario_id="search"), ["nowhere"])
+        with Operator(served.address) as operator:
+            models = [answer.model for answer in (found, ranked, explained, unknown)] + [operator.serving().current]
+    assert [(model.name, model.proven) for model in models] == [("larr", proven)] * 5
 
 
 def test_a_server_takes_no_bundle_without_a_certificate_unless_told_to(city, folder):
