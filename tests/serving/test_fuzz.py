@@ -46,6 +46,8 @@ OTHERS = {
 STREAMS = ("RecordFeedbackStream", "ServerReflectionInfo", "Watch")
 METHODS = [*(f"/{of.full_name}/{method.name}" for of in (OURS, OPERATORS) for method in of.methods), *OTHERS]
 FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE}
+# What is said of a bundle that is refused, or taken without a certificate.
+OF_A_RELOAD = {("serving.admin", logging.WARNING), ("serving.opening", logging.WARNING)}
 # Inputs of each method: in every run, and at full size. Over twelve methods that makes 234,000.
 STRUCTURED, BYTES = (150, 1_500), (400, 18_000)
 
@@ -146,8 +148,7 @@ def unshaken(target: Target, caplog: pytest.LogCaptureFixture) -> Iterator[None]
     with caplog.at_level(logging.WARNING):
         yield
         assert target.is_unmoved()
-    # That a bundle is refused is told in the log, too.
-    assert not [r for r in caplog.records if not (r.name == "serving.admin" and " refused: " in r.getMessage())]
+    assert not [record for record in caplog.records if (record.name, record.levelno) not in OF_A_RELOAD]
 
 
 def sizes(small_and_full: tuple[int, int]) -> list:
@@ -179,7 +180,7 @@ def test_any_values_of_fields(target, caplog, method, count):
     statuses: Counter[grpc.StatusCode] = Counter()
     with unshaken(target, caplog):
         send()
-    assert statuses[grpc.StatusCode.OK] > count / 100, "hardly anything got past the rules"
+    assert statuses[grpc.StatusCode.OK] > statuses.total() / 100, "hardly anything got past the rules"
 
 
 @of_every_method(BYTES)
