@@ -6,6 +6,7 @@ A workspace is one folder for one dataset. The environment variable `SCENERANK_W
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,10 @@ class Workspace:
     def stream_lock(self) -> Path:
         """Held by all that stream clicks into the online store (`files.locked`), and by whatever empties it."""
         return self.root / "stream.lock"
+
+    def source_lock(self, source: str) -> Path:
+        """Held by the one process of this machine that reads this source of clicks."""
+        return self.root / f"stream-{hashlib.sha256(source.encode()).hexdigest()[:16]}.lock"
 
     @property
     def feedback(self) -> Path:

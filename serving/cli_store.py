@@ -68,7 +68,7 @@ def stream(
 
     Late clicks and clicks in any order end in the same state. What is no click is put aside; --rejected prints it, to
     be mended and sent again. A store or a server that is away is waited for. Stopped or killed, it goes on where it
-    was. One process reads one file or stream.
+    was. One process reads one file or stream; a second one is refused.
     """
     from feature_repo.files import locked
     from feature_repo.store import open_store
@@ -88,14 +88,20 @@ def stream(
             return
         if (file is None) == (redis_stream is None):
             raise ValueError("give a file or --redis-stream, one of the two")
-        if again:
-            record.forget()
         if file is not None and not file.exists():
             typer.echo(f"{file} is not there yet; it is waited for", err=True)
         source = FileTail(file) if file is not None else RedisStream(redis, str(redis_stream))
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
         busy = f"`scenerank data` is at work in {target.root}: stream when it is done"
-        with locked(target.stream_lock, shared=True, busy=busy):
+        other = (
+            f"another `scenerank stream` follows {source.name} in {target.root}: stop it first, or leave it to go on"
+        )
+        with (
+            locked(target.stream_lock, shared=True, busy=busy),
+            locked(target.source_lock(source.name), shared=False, busy=other),
+        ):
+            if again:
+                record.forget()
             Consumer(open_store(target), source, record).run(Watch(once=once).stopped, wait_s=0.2 if once else 1.0)
 
 

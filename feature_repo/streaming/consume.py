@@ -1,5 +1,6 @@
 """Clicks -> the online store, each counted once: read, merge into the users' states, push, put on record, go on.
 
+Of one source one step is under way at a time: two that read a state, added to it and wrote it back would lose clicks.
 A step pushes before it puts its clicks on record. Killed in between, it does the same again to the same end: states are
 unions of clicks (`state`). Killed at any other point, it has done nothing or all.
 """
@@ -25,17 +26,19 @@ from feature_repo import columns
 from feature_repo.aggregates import USER_STATE, USER_STATE_PUSH
 from feature_repo.stores.packed import packed_store
 from feature_repo.streaming.click import BadClick, Click, parse
-from feature_repo.streaming.ledger import Ledger, Rejected
+from feature_repo.streaming.ledger import Ledger, Overtaken, Rejected, Turn
 from feature_repo.streaming.source import Message, Source
 from feature_repo.streaming.state import Kind, UserState
 
 log = logging.getLogger(__name__)
-UNREACHABLE = (
+TRIED_AGAIN = (  # what is out of reach, and what another process has dealt with since
     OSError,
     RedisConnectionError,
     RedisTimeoutError,
     sqlite3.OperationalError,
     sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.IntegrityError,
+    Overtaken,
 )
 PAUSES_S = (0.1, 0.5, 1.0, 5.0)  # before trying again, the last one for ever
 
@@ -46,7 +49,7 @@ class Step:
 
     Attributes:
         lag_s: seconds from the newest click's own time to its being in the store; None without a click.
-        failed: something was out of reach, and nothing came of it.
+        failed: something was out of reach, or another process was quicker, and nothing came of it.
     """
 
     clicks: int = 0
@@ -85,20 +88,22 @@ class Consumer:
             )
         self._store, self._online, self._source, self._ledger, self._now = store, online, source, ledger, now
         self._resumed = False
+        self._position: str | None = None  # of the record, as this process knows it
 
     def run(
         self, stopped: Callable[[Step], bool], most: int = 1000, wait_s: float = 1.0, sleep: Any = time.sleep
     ) -> None:
         """Steps until `stopped` says so, which is asked after each of them.
 
-        A store, a source or a database that cannot be reached is waited for; nothing is lost meanwhile.
+        A store, a source or a database that cannot be reached is waited for; nothing is lost meanwhile. Where another
+        process reads the same source, each goes on from where the record is.
         """
         failures = 0
         while True:
             try:
                 step = self.step(most, wait_s)
                 failures = 0
-            except UNREACHABLE as error:
+            except TRIED_AGAIN as error:
                 pause = PAUSES_S[min(failures, len(PAUSES_S) - 1)]
                 log.warning("%s: %s; trying again in %.1f s", type(error).__name__, error, pause)
                 self._resumed, failures, step = False, failures + 1, Step(failed=True)
@@ -109,19 +114,15 @@ class Consumer:
     def step(self, most: int = 1000, wait_s: float = 1.0) -> Step:
         """The next messages, at most so many, into the store and on record."""
         if not self._resumed:
-            self._source.resume(self._ledger.position(self._source.name))
+            self._position = self._ledger.position(self._source.name)
+            self._source.resume(self._position)
             self._resumed = True
         messages = self._source.read(most, wait_s)
         if not messages:
             return Step()
-        good, rejected = self._parsed(messages)
-        new = self._unseen(good)
-        kinds = self._kinds({click.poi_id for _, click in new})
-        clicks, unknown = _counted(new, kinds)
-        rejected = sorted(rejected + unknown, key=lambda one: messages.index(one.message))
-        if clicks:
-            self._push(clicks, kinds)
-        self._ledger.commit(self._source.name, messages[-1].position, clicks, rejected)
+        with self._ledger.turn(self._source.name, self._position) as turn:
+            clicks, rejected = self._dealt_with(messages, turn)
+        self._position = messages[-1].position
         self._source.done(messages)
         for one in rejected:
             log.warning("message %s of %s left out: %s", one.message.position, self._source.name, one.reason)
@@ -133,6 +134,19 @@ class Consumer:
             lag_s=None if newest is None else (self._now() - newest).total_seconds(),
         )
 
+    def _dealt_with(self, messages: Sequence[Message], turn: Turn) -> tuple[list[Click], list[Rejected]]:
+        """In the store and on record: the clicks that were new, and what was left out, in the order of the messages."""
+        good, rejected = self._parsed(messages)
+        seen = turn.seen({click.event_id for _, click in good})
+        new = [(message, click) for message, click in good if click.event_id not in seen]
+        kinds = self._kinds({click.poi_id for _, click in new})
+        clicks, unknown = _counted(new, kinds)
+        rejected = sorted(rejected + unknown, key=lambda one: messages.index(one.message))
+        if clicks:
+            self._push(clicks, kinds)
+        turn.commit(messages[-1].position, clicks, rejected)
+        return clicks, rejected
+
     def _parsed(self, messages: Sequence[Message]) -> tuple[list[tuple[Message, Click]], list[Rejected]]:
         good: list[tuple[Message, Click]] = []
         bad: list[Rejected] = []
@@ -143,11 +157,6 @@ class Consumer:
             except BadClick as error:
                 bad.append(Rejected(message, str(error)))
         return good, bad
-
-    def _unseen(self, clicks: Sequence[tuple[Message, Click]]) -> list[tuple[Message, Click]]:
-        """Those of events that no earlier step counted."""
-        seen = self._ledger.seen({click.event_id for _, click in clicks})
-        return [(message, click) for message, click in clicks if click.event_id not in seen]
 
     def _kinds(self, poi_ids: Iterable[str]) -> dict[str, Kind]:
         """Of the POIs that the store knows."""

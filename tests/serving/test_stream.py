@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from feature_repo.datasets.schema import Schema
+from feature_repo.streaming.ledger import Ledger
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +58,16 @@ def test_a_follower_says_how_it_goes_when_it_is_stopped_and_goes_on_later(place,
     ) as follower:
         record = place.workspace.stream
         until = time.monotonic() + 60
-        while time.monotonic() < until and not _dealt_with(record, "e10"):
+        while time.monotonic() < until and Ledger(f"sqlite:///{record}").position(f"file:{file}") is None:
             time.sleep(0.1)
+        second = place.scenerank("stream", str(file), "--once", "--again", check=False)
         refused = place.scenerank("data", "city", "--size", "small", "--seed", "77", check=False)
         follower.send_signal(signal.SIGTERM)
         said, _ = follower.communicate(timeout=30)
     assert follower.returncode == 0 and "1 clicks, 0 repeated, 0 left out" in said
+    assert second.returncode == 2 and f"another `scenerank stream` follows file:{file}" in second.stderr
     assert refused.returncode == 2 and "clicks are being streamed into" in refused.stderr
     with file.open("a") as more:
         more.write(click(place, "e10", "u1", poi) + click(place, "e11", "u2", poi))
     assert "1 clicks, 1 repeated" in place.scenerank("stream", str(file), "--once").stdout
     assert "2 clicks, 1 repeated" in place.scenerank("stream", str(file), "--once", "--again").stdout
-
-
-def _dealt_with(record, event_id: str) -> bool:
-    from feature_repo.streaming.ledger import Ledger
-
-    return event_id in Ledger(f"sqlite:///{record}").seen([event_id])

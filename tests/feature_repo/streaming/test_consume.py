@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -72,10 +73,9 @@ class Place:
         store.materialize(BEGINNING, until, feature_views=[USER_STATE])
         store.materialize(BEGINNING, self.split.end, feature_views=["poi_profile"])
 
-    def consumer(self, source: Source) -> Consumer:
-        return Consumer(
-            self.open(), source, Ledger(f"sqlite:///{self.root}/stream.db"), lambda: self.split.end + timedelta(days=1)
-        )
+    def consumer(self, source: Source, ledger: str | None = None) -> Consumer:
+        record = Ledger(ledger or f"sqlite:///{self.root}/stream.db")
+        return Consumer(self.open(), source, record, lambda: self.split.end + timedelta(days=1))
 
     def states(self) -> dict[str, Any]:
         asked = [f"{USER_STATE}:{name}" for name in UserState().row()]
@@ -275,10 +275,49 @@ def test_a_consumer_that_is_killed_loses_and_doubles_nothing(place, truth, redis
     assert sum(step.messages for step in steps) < len(lines), "the children did something too"
 
 
+def test_two_processes_that_read_one_stream_lose_and_double_nothing(place, truth, redis_address, postgres):
+    """As when a supervisor on another machine starts one before the other has ended: the record is all they share."""
+    url = "postgresql+psycopg://{SCENERANK_PG_USER}:{SCENERANK_PG_PASSWORD}@{SCENERANK_PG_HOST}:{SCENERANK_PG_PORT}"
+    ledger = url.format(**postgres) + "/postgres"
+    lines = shuffled(place.clicks)
+    with Redis.from_url(f"redis://{redis_address}") as redis:
+        for line in lines:
+            redis.xadd("two-readers", {redis_stream.FIELD: line})
+
+    def opened() -> Consumer:
+        return place.consumer(RedisStream(f"redis://{redis_address}", "two-readers"), ledger)
+
+    def work(report: int) -> None:
+        def stopped(step: Step) -> bool:
+            os.write(report, bytes([step.clicks]))
+            return not (step.messages or step.failed)
+
+        opened().run(stopped, most=2, wait_s=0.05, sleep=lambda seconds: time.sleep(seconds / 50))
+        os._exit(0)
+
+    pipes = [os.pipe() for _ in range(2)]
+    children = []
+    for _, report in pipes:
+        children.append(os.fork())
+        if children[-1] == 0:
+            in_child(lambda to=report: work(to))
+        os.close(report)
+    counted = []
+    for child, (reported, _) in zip(children, pipes, strict=True):
+        with os.fdopen(reported, "rb") as steps:
+            counted.append(sum(steps.read()))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    opened().run(idle, wait_s=0.05)
+    assert place.states() == truth
+    assert sum(counted) == len(place.clicks) and all(counted), "both did something, and none did it twice"
+
+
 def in_child(work: Callable[[], None]) -> None:
     """Never comes back into the test."""
     try:
         work()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(1)
 
