@@ -7,7 +7,7 @@
       -> Parquet parts, in the order of the spine, one a slice of it
 
 A pull is exact or it fails: every spine row comes back once. An interrupted backfill goes on with the first part that
-is not there yet.
+is not there yet. Several parts are joined at once, for each join reads and sorts all versions that its rows can see.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,14 +28,16 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns
 from feature_repo.datasets.schema import BORDERS, TIME, Schema
-from feature_repo.files import state_of
+from feature_repo.files import locked, state_of
 from feature_repo.scenes import EVENT_TIME_US, daypart_keys, features_of
 from feature_repo.store import view_of
 from feature_repo.workspace import Workspace
 from trainers.knowledge import SCENE_SPACE, VectorMatrix, load_matrix, served_from
 from trainers.spine import read_entities
+from trainers.views_state import views_state
 
-PART_ROWS = 50_000
+PART_ROWS = 50_000  # of one file
+JOINED_PARTS = 10  # of one join
 
 
 class TrainingSetError(ValueError):
@@ -80,17 +82,33 @@ def backfill(
     """
     spine = impressions(workspace, pull)
     folder = workspace.training / pull.name()
-    folder.mkdir(parents=True, exist_ok=True)
-    _restart_if_stale(folder, {"rows": len(spine), "part_rows": part_rows, **_sources_state(workspace, pull)})
-    for part, start in enumerate(range(0, len(spine), part_rows)):
-        path = folder / f"part-{part:05d}.parquet"
-        rows = spine.slice(start, part_rows)
-        if not path.exists():
-            staging = path.with_suffix(".partial")
-            pq.write_table(join(workspace, store, pull.service, rows), staging, compression="zstd")
-            os.replace(staging, path)
-        progress(start + len(rows), len(spine))
+    busy = f"another backfill is at work in {folder}: wait for it, or stop it; what it pulled is kept"
+    with locked(folder / ".lock", shared=False, busy=busy):
+        state = {"rows": len(spine), "part_rows": part_rows, **_sources_state(workspace, store, pull)}
+        _restart_if_stale(folder, state)
+        done = 0
+        for start in range(0, len(spine), part_rows * JOINED_PARTS):
+            some = spine.slice(start, part_rows * JOINED_PARTS)
+            parts = {
+                folder / f"part-{(start + at) // part_rows:05d}.parquet": some.slice(at, part_rows)
+                for at in range(0, len(some), part_rows)
+            }
+            for rows in _pulled(parts, lambda missing: join(workspace, store, pull.service, missing)):
+                progress(done := done + rows, len(spine))
     return folder
+
+
+def _pulled(parts: Mapping[Path, pa.Table], joined: Callable[[pa.Table], pa.Table]) -> Iterator[int]:
+    """Have some parts on disk, each whole or not at all, those that are missing from one join. Yields their rows."""
+    missing = {path: rows for path, rows in parts.items() if not path.exists()}
+    values, used = joined(pa.concat_tables(missing.values())) if missing else None, 0
+    for path, rows in parts.items():
+        if path in missing and values is not None:
+            staging = path.with_suffix(".partial")
+            pq.write_table(values.slice(used, len(rows)), staging, compression="zstd")
+            os.replace(staging, path)
+            used += len(rows)
+        yield len(rows)
 
 
 def read(folder: Path, start: datetime, end: datetime) -> pa.Table:
@@ -244,13 +262,14 @@ def _outcomes(spine: pa.Table) -> list[str]:
     return [name for name in after if name in spine.column_names]
 
 
-def _sources_state(workspace: Workspace, pull: Pull) -> dict[str, list[int]]:
-    """Size and modification time of every file that a pull reads."""
+def _sources_state(workspace: Workspace, store: Any, pull: Pull) -> dict[str, Any]:
+    """All that the values of a pull follow from: the workspace's files and the pull's own by size and time of change,
+    what is registered of the service's views, and which offline store joins them."""
     files = [*workspace.sources.glob("*.parquet"), *workspace.knowledge.glob("*.parquet"), workspace.schema]
-    state = state_of(files)
+    state: dict[str, Any] = {**state_of(files), "offline store": store.config.offline_store.type}
     if pull.entities is not None:  # wherever it lies, it may be called as one of those
         (state["the pull's own entities"],) = state_of([pull.entities]).values()
-    return state
+    return state | {"views": views_state(store, pull.service)}
 
 
 def _restart_if_stale(folder: Path, state: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import resource
 import shutil
@@ -39,8 +40,8 @@ def pull(root: Path, said: Connection, most_bytes: int | None = None) -> None:
     try:
         folder = backfill(workspace, open_store(workspace), wanted, lambda done, total: said.send(done), PART_ROWS)
         said.send(str(folder))
-    except OSError as error:
-        said.send(f"OSError: {error}")
+    except (OSError, ValueError) as error:
+        said.send(f"{type(error).__name__}: {error}")
 
 
 @pytest.fixture
@@ -96,6 +97,24 @@ def test_a_backfill_that_is_killed_goes_on_to_the_same_rows(root, undisturbed, k
     assert killed > kills // 2
     _, folder = to_the_end(root)
     assert rows_of(Path(folder)).equals(undisturbed)
+
+
+def test_of_two_backfills_of_one_pull_one_works_and_the_other_says_so(root, undisturbed):
+    """They would write to the same files, and each would take the other's for its own."""
+    first, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=pull, args=(root, there))
+    process.start()
+    first.recv()
+    process_id = process.pid
+    assert process_id is not None
+    os.kill(process_id, signal.SIGSTOP)  # in the middle of it
+    reported, ended = to_the_end(root)
+    assert not reported and ended.startswith("ValueError: another backfill is at work in") and str(root) in ended
+    os.kill(process_id, signal.SIGCONT)
+    while not isinstance(folder := first.recv(), str):
+        pass
+    process.join()
+    assert rows_of(Path(folder)).equals(undisturbed) and not list(Path(folder).glob("*.partial"))
 
 
 def test_a_full_disk_is_an_error_and_the_next_run_goes_on(root, undisturbed):

@@ -1,5 +1,6 @@
 """Leak tests: a tiny Feast repo whose feature values are known row by row, joined through the real store."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -175,6 +176,69 @@ def test_changed_sources_are_pulled_again(repo):
     assert training_set.read(folder, START, at(300))["rating"].to_pylist() == [7, 7, 8, 8, 8]
 
 
+def register(repo: TinyRepo, path: Path, ttl: timedelta = TTL, field_mapping: dict[str, str] | None = None) -> None:
+    """The view once more, of another declaration."""
+    source = FileSource(
+        path=str(path),
+        timestamp_field=columns.EVENT_TIMESTAMP,
+        created_timestamp_column=columns.CREATED_TIMESTAMP,
+        field_mapping=field_mapping,
+    )
+    poi = Entity(name="poi", join_keys=[columns.POI_ID], value_type=ValueType.STRING)
+    fields = [Field(name="rating", dtype=Int64)]
+    repo.store.apply([FeatureView(name="rating", entities=[poi], ttl=ttl, schema=fields, source=source)])
+
+
+@pytest.mark.parametrize("change", ["its file", "its path", "its time to live", "its column"])
+def test_a_view_that_changed_is_pulled_again_wherever_its_source_lies(repo, tmp_path, change):
+    """Any registered service may be pulled, also of files that are not the workspace's."""
+    rows = pq.read_table(repo.workspace.source("rating")).append_column("stars", pa.array([5, 6]))
+    elsewhere, other = tmp_path / "elsewhere.parquet", tmp_path / "other.parquet"
+    pq.write_table(rows, elsewhere)
+    register(repo, elsewhere)
+    folder = training_set.backfill(repo.workspace, repo.store, pull(), part_rows=2)
+    assert training_set.read(folder, START, at(300))["rating"].to_pylist() == [1, 1, 2, 2, 2]
+    changed = rows.drop_columns(["rating"]).append_column("rating", rows["stars"])
+    if change == "its file":
+        pq.write_table(changed, elsewhere)
+    elif change == "its path":
+        pq.write_table(changed, other)
+        register(repo, other)
+    elif change == "its time to live":
+        register(repo, elsewhere, ttl=timedelta(hours=2))
+    else:
+        pq.write_table(changed.rename_columns({"rating": "score"}), elsewhere)
+        register(repo, elsewhere, field_mapping={"score": "rating"})
+    training_set.backfill(repo.workspace, repo.store, pull(), part_rows=2)
+    expected = [1, 1, 2, 2, None] if change == "its time to live" else [5, 5, 6, 6, 6]
+    assert training_set.read(folder, START, at(300))["rating"].to_pylist() == expected
+
+
+def test_what_did_not_change_is_not_pulled_again(repo):
+    folder = training_set.backfill(repo.workspace, repo.store, pull(), part_rows=2)
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("part-*")}
+    register(repo, repo.workspace.source("rating"))  # as `scenerank apply` does
+    training_set.backfill(repo.workspace, repo.store, pull(), part_rows=2)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("part-*")} == written
+
+
+def test_parts_do_not_depend_on_how_many_of_them_are_joined_at_once(repo, monkeypatch):
+    """Nor on which of them were there already: the same bytes."""
+    spine = impressions([float(hour) for hour in range(40)])
+    pq.write_table(spine, repo.workspace.source("impressions"))
+    found = []
+    for parts in (1, 10, 3):
+        monkeypatch.setattr(training_set, "JOINED_PARTS", parts)
+        folder = training_set.backfill(repo.workspace, repo.store, pull(), part_rows=3)
+        found.append({path.name: path.read_bytes() for path in sorted(folder.glob("part-*"))})
+        (folder / "part-00001.parquet").unlink()
+        (folder / "part-00005.parquet").unlink()
+        training_set.backfill(repo.workspace, repo.store, pull(), part_rows=3)
+        assert {path.name: path.read_bytes() for path in sorted(folder.glob("part-*"))} == found[-1]
+        shutil.rmtree(folder)
+    assert len(found[0]) == 14 and found[0] == found[1] == found[2]
+
+
 def test_reading_takes_a_half_open_range_of_time(repo):
     folder = training_set.backfill(repo.workspace, repo.store, pull())
     assert training_set.read(folder, at(2), at(12))["rating"].to_pylist() == [1, 2]
@@ -230,7 +294,7 @@ def test_a_change_is_seen_though_ones_own_rows_are_called_as_a_source_is(tmp_pat
     own = tmp_path / "pois.parquet"
     pq.write_table(impressions([1]), own)
     pull = Pull(service="rated", start=at(0), end=at(2), entities=own)
-    before = training_set._sources_state(repo.workspace, pull)
+    before = training_set._sources_state(repo.workspace, repo.store, pull)
     path = own if changed == "the rows" else repo.workspace.source("pois")
     path.write_bytes(path.read_bytes() + b"more")
-    assert training_set._sources_state(repo.workspace, pull) != before
+    assert training_set._sources_state(repo.workspace, repo.store, pull) != before
