@@ -186,7 +186,7 @@ def backfill(
     from serving import screen, stages
     from trainers import training_set
 
-    with explained(), screen.stage("point-in-time pull") as report:
+    with explained(), screen.stage("point-in-time pull", "rows") as report:
         target = workspace_of(workspace)
         store, split = open_store(target), Schema.load(target.schema).split
         whole = (split.train, split.end) if entities is None else (stages.BEGINNING, stages.END)
@@ -222,7 +222,7 @@ def train(
         store = open_store(target)
         options = stages.TrainOptions(model=model, size=recipe, backbone=backbone, seed=seed)
         stages.planned(store, options)  # a mistake is told before the pull
-        with screen.stage("point-in-time pull") as report:
+        with screen.stage("point-in-time pull", "rows") as report:
             pulled = stages.training_set(target, store, report)
         with screen.stage(f"train {model}") as report:
             stages.train(target, store, pulled, options, report)

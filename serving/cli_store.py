@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,8 @@ from serving.options import WorkspaceOption, explained, utc, workspace_of
 
 def freshness(
     at: Annotated[
-        datetime | None, typer.Option(help="UTC; the end of the log by default: of a log that grows, give now.")
+        datetime | None,
+        typer.Option(help="UTC; by default now where clicks are streamed (WORKSPACE/stream.db), else the log's end."),
     ] = None,
     prometheus: Annotated[Path | None, typer.Option(help="Also write gauges to this file, for a scraper.")] = None,
     workspace: WorkspaceOption = None,
@@ -30,7 +31,9 @@ def freshness(
 
     with explained():
         target = workspace_of(workspace)
-        moment = utc(at) or Schema.load(target.schema).split.end
+        # A log that has ended is judged as of then. Where clicks come in, a pipeline that stood still must show.
+        end = datetime.now(UTC) if target.stream.exists() else Schema.load(target.schema).split.end
+        moment = utc(at) or end
         try:
             found = list(measured.measure(open_store(target), moment))
         except duckdb.IOException as error:

@@ -56,7 +56,7 @@ def build(workspace: Workspace, job: Job) -> None:
         store = stages.apply(workspace)
     with screen.stage("materialise the online store") as report:
         stages.materialize(workspace, store, report=report)
-    with screen.stage("pull the point-in-time training set") as report:
+    with screen.stage("pull the point-in-time training set", "rows") as report:
         pulled = stages.training_set(workspace, store, report)
     for model in job.models:
         with screen.stage(f"train {model}") as report:

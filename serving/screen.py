@@ -15,8 +15,18 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from serving.stages import Report
 
@@ -27,16 +37,40 @@ BAR_CELLS = 12
 METRICS = ("auc", "gauc", "log_loss", "ece")
 
 
+class _Rate(ProgressColumn):
+    """How many of what is counted are done in a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f} {self._unit}/s")
+
+
 @contextmanager
-def stage(title: str) -> Iterator[Report]:
-    """A bar for one stage; a line with its time stays when it is done."""
-    started = time.perf_counter()
+def stage(title: str, unit: str | None = None) -> Iterator[Report]:
+    """A bar for one stage; a line with its time stays when it is done.
+
+    Args:
+        unit: of what is counted, where its rate says something.
+    """
+    started, counted = time.perf_counter(), 0
     shape = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    rate = () if unit is None else (_Rate(unit),)
     live = console.is_terminal
-    with Progress(*shape, TimeRemainingColumn(), console=console, transient=True, disable=not live) as bars:
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal counted
+        counted = done
+        bars.update(task, description=what, completed=done, total=total)
+
+    with Progress(*shape, TimeRemainingColumn(), *rate, console=console, transient=True, disable=not live) as bars:
         task = bars.add_task(title, total=None)
-        yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
-    console.print(f"[green]✓[/] {title} [dim]({time.perf_counter() - started:.1f} s)[/]", highlight=False)
+        yield report
+    seconds = time.perf_counter() - started
+    work = "" if unit is None else f", {counted:,} {unit}, {counted / seconds:,.0f} {unit}/s"
+    console.print(f"[green]✓[/] {title} [dim]({seconds:.1f} s{work})[/]", highlight=False)
 
 
 @contextmanager

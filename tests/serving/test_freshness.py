@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -87,3 +87,14 @@ def test_a_source_that_is_not_there_is_no_late_view(city, scenerank):
     finally:
         aside.rename(file)
     assert done.exit_code == 2 and "a view's source is not there yet (`scenerank embed`, `knowledge`)" in done.words
+
+
+def test_where_clicks_are_streamed_ages_are_as_of_now(city, scenerank):
+    """Of a log of 2012 everything is late then; as of the log's end a pipeline that stopped would never be."""
+    city.workspace.stream.touch()
+    try:
+        now = scenerank("freshness")
+    finally:
+        city.workspace.stream.unlink()
+    assert now.exit_code == 1 and "late" in now.output and f"{datetime.now(UTC):%Y-%m-%d}" in now.output
+    assert scenerank("freshness").exit_code == 0
