@@ -79,12 +79,13 @@ def backfill(
         progress: called with rows done and rows in all.
     Raises:
         TrainingSetError: no impressions in the range, an unknown service or scenario, or a join that lost rows.
+        ValueError: another process is at work on the same pull.
     """
     spine = impressions(workspace, pull)
     folder = workspace.training / pull.name()
+    state = {"rows": len(spine), "part_rows": part_rows, **_sources_state(workspace, store, pull)}
     busy = f"another backfill is at work in {folder}: wait for it, or stop it; what it pulled is kept"
     with locked(folder / ".lock", shared=False, busy=busy):
-        state = {"rows": len(spine), "part_rows": part_rows, **_sources_state(workspace, store, pull)}
         _restart_if_stale(folder, state)
         done = 0
         for start in range(0, len(spine), part_rows * JOINED_PARTS):
