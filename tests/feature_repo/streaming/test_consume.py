@@ -431,11 +431,11 @@ def test_clicks_change_the_state_within_a_second(place, redis_address, kind):
                 assert time.monotonic() < sent + (5 if number else 60), f"click {number} is not in the store"
                 time.sleep(0.005)
             waited.append(time.monotonic() - sent)
+        with os.fdopen(reported) as told:
+            counts, lags = zip(*(told.readline().split() for _ in range(clicks + 1)), strict=True)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    with os.fdopen(reported) as told:
-        counts, lags = zip(*(line.split() for line in told), strict=True)
     assert sum(map(int, counts)) == clicks + 1
     of_running = [float(lag) for lag in lags[1:]]  # the first click waited for the process to start
     assert sum(lag < 1 for lag in of_running) > clicks / 2, sorted(of_running)
