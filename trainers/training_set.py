@@ -37,7 +37,7 @@ from trainers.spine import read_entities
 from trainers.views_state import views_state
 
 PART_ROWS = 50_000  # of one file
-JOINED_PARTS = 10  # of one join
+JOINED_PARTS = 4  # at once; more save little and take more memory
 
 
 class TrainingSetError(ValueError):

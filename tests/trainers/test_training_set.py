@@ -226,10 +226,18 @@ def test_parts_do_not_depend_on_how_many_of_them_are_joined_at_once(repo, monkey
     """Nor on which of them were there already: the same bytes."""
     spine = impressions([float(hour) for hour in range(40)])
     pq.write_table(spine, repo.workspace.source("impressions"))
-    found = []
-    for parts in (1, 10, 3):
+    found, joins, usual = [], [], training_set.join
+
+    def counted(*asked):
+        joins.append(len(asked[-1]))
+        return usual(*asked)
+
+    monkeypatch.setattr(training_set, "join", counted)
+    for parts, expected in ((1, [3] * 13 + [1]), (10, [30, 10]), (3, [9, 9, 9, 9, 4])):
         monkeypatch.setattr(training_set, "JOINED_PARTS", parts)
+        joins.clear()
         folder = training_set.backfill(repo.workspace, repo.store, pull(), part_rows=3)
+        assert joins == expected
         found.append({path.name: path.read_bytes() for path in sorted(folder.glob("part-*"))})
         (folder / "part-00001.parquet").unlink()
         (folder / "part-00005.parquet").unlink()
