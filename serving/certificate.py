@@ -26,6 +26,7 @@ PATHS = (
     "trainers/knowledge.py",
     "trainers/rows.py",
     "trainers/training_set.py",
+    "trainers/views_state.py",
 )
 
 

@@ -60,6 +60,12 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__(TEXT)
 
+    def format(self, record: logging.LogRecord) -> str:
+        record.exc_text = None  # of what another formatter made of it
+        said = super().format(record)
+        record.exc_text = None
+        return said
+
     def formatException(self, ei: ExceptionInfo) -> str:  # of logging
         kind, _, trace = ei
         return "\n".join([kind.__name__ if kind else "", *(f"  at {place}" for place in _places(trace))])

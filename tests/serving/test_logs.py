@@ -72,6 +72,8 @@ def test_what_an_exception_says_is_in_no_line(formatter):
     written, logger = io.StringIO(), logging.getLogger("serving.of_this_test")
     handler = logging.StreamHandler(written)
     handler.setFormatter(formatter)
+    other = logging.StreamHandler(io.StringIO())  # of a program that this one is part of
+    logger.addHandler(other)
     logger.addHandler(handler)
     try:
         try:
@@ -80,6 +82,7 @@ def test_what_an_exception_says_is_in_no_line(formatter):
             logger.exception("request failed, error id %s", "4711")
     finally:
         logger.removeHandler(handler)
+        logger.removeHandler(other)
     said = written.getvalue()
     assert "u7-secret" not in said and "error id 4711" in said
     assert "KeyError" in said and "test_logs.py:" in said, "what an operator looks for"

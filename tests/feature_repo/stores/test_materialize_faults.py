@@ -146,11 +146,11 @@ def test_redis_that_dies_amid_a_materialisation_keeps_whole_batches_and_gets_the
     assert online is not None
     written, usual = [], online.put
 
-    def put(config: Any, table: str, keys: Any, records: Any) -> None:
+    def put(config: Any, table: str, layout: Any, keys: Any, records: Any) -> None:
         if len(written) == batches:
             running._process.kill()
             running._process.wait()
-        usual(config, table, keys, records)
+        usual(config, table, layout, keys, records)
         written.append(len(keys))
 
     def materialize() -> None:

@@ -129,7 +129,7 @@ def test_what_is_read_beside_a_bundle_is_refused_with_the_reason_and_a_fault_wit
                 change("registry")
             assert fault.value.code() is grpc.StatusCode.INTERNAL
             error_id = fault.value.details().removeprefix("internal error ")
-            assert len(error_id) == 32 and error_id in caplog.text and "secret-host" in caplog.text
+            assert len(error_id) == 32 and error_id in caplog.text and "OperationalError" in caplog.text
         assert operator.serving().current.name == "larr"
     server.stop()
     server.live.close()
