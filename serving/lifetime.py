@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from serving.feedback_tables import url_of
 from serving.opening import open_pipeline
 from serving.pipeline import Pipeline
 from serving.server import RunningServer, ServerOptions, create_server
+from serving.told import Told
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +53,9 @@ def serve(
     pipeline.start()
     feedback = FeedbackLog(url_of(workspace))
     running = create_server(pipeline, options, feedback, lambda name: load(workspace.bundles / name), bundle.name)
-    # Not an Event: its lock would be held already by the thread that a signal interrupts on its way into waiting.
-    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda arrived, _: signals.put(arrived))
+    told = Told()
     started(running)
-    signals.get()
+    told.wait()
     ended = [running.stop(), feedback.close()]
     left_behind = not running.live.close()
     if not all(ended):

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import IO
 
 from serving.auth import host_and_port
+from serving.told import Told
 
 log = logging.getLogger(__name__)
 START_S = 120.0  # to load a bundle, on a busy machine
@@ -74,10 +74,7 @@ def serve(
     Raises:
         OSError: the address is taken or is none.
     """
-    # Not an Event: its lock would be held already by the thread that a signal interrupts on its way into waiting.
-    signals: SimpleQueue[int] = SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda arrived, _: signals.put(arrived))
+    told = Told()
     host = address.rsplit(":", 1)[0]
     with (
         closing(reserved(address)) as reservation,
@@ -86,8 +83,8 @@ def serve(
         port: int = reservation.getsockname()[1]
         workers = [_Worker(command(n, f"{host}:{port}", Path(folder) / "agreed.json")) for n in range(count)]
         try:
-            if not _all_answer(workers, signals):
-                return max(_end(workers, drain_seconds + GRACE_S), 1 if signals.empty() else 0)
+            if not _all_answer(workers, told):
+                return max(_end(workers, drain_seconds + GRACE_S), 0 if told else 1)
             started(port)
             stops = threading.Event()
             watches = [
@@ -96,7 +93,7 @@ def serve(
             ]
             for watch in watches:
                 watch.start()
-            signals.get()
+            told.wait()
             stops.set()
             for watch in watches:
                 watch.join()
@@ -122,11 +119,11 @@ def reserved(address: str) -> socket.socket:
     return shared
 
 
-def _all_answer(workers: Sequence[_Worker], signals: SimpleQueue[int]) -> bool:
+def _all_answer(workers: Sequence[_Worker], told: Told) -> bool:
     """Wait until all of them answer; false where one ends, takes too long, or a signal comes first."""
     end = time.monotonic() + START_S
     while silent := [worker for worker in workers if not worker.answers.is_set()]:
-        if not signals.empty() or any(worker.process.poll() is not None for worker in workers):
+        if told or any(worker.process.poll() is not None for worker in workers):
             return False
         if time.monotonic() > end:
             log.error("%d of %d server processes do not answer after %.0f s", len(silent), len(workers), START_S)

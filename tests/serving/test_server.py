@@ -212,11 +212,11 @@ def test_answers_side_by_side_are_the_answers_one_by_one(client, asker, poi_ids)
 
 
 def test_a_server_that_drains_takes_calls_while_it_says_that_it_stops(workspace, asker, poi_ids):
-    served = Project(ROOT, workspace).served("--bundle", "larr", "--unproven", "--drain", "3")
+    served = Project(ROOT, workspace).served("--bundle", "larr", "--unproven", "--drain", "8")
     with served as running, grpc.insecure_channel(running.address) as channel:
         stub, health = pb_grpc.RecommenderServiceStub(channel), health_pb2_grpc.HealthStub(channel)
         running.process.send_signal(signal.SIGTERM)
-        until, end = health_pb2.HealthCheckResponse.NOT_SERVING, time.monotonic() + 2.5
+        until, end = health_pb2.HealthCheckResponse.NOT_SERVING, time.monotonic() + 6.0
         while health.Check(health_pb2.HealthCheckRequest()).status != until:
             assert time.monotonic() < end
             time.sleep(0.02)
