@@ -88,11 +88,9 @@ def serve(
     parent: ParentOption = 0,
 ) -> None:
     """Answer Rank, Recommend and Explain, and take feedback, over gRPC until SIGTERM."""
-    from serving import logs
+    from serving import auth, logs
 
     logs.configure(log_format, log_level)
-    from serving import auth
-
     with explained():
         auth.host_and_port(address)
     if processes > 1:

@@ -84,7 +84,7 @@ def serve(
         workers = [_Worker(command(n, f"{host}:{port}", Path(folder) / "agreed.json")) for n in range(count)]
         try:
             if not _all_answer(workers, told):
-                return max(_end(workers, drain_seconds + GRACE_S), 0 if told else 1)
+                return max(_end(workers, drain_seconds), 0 if told else 1)
             started(port)
             stops = threading.Event()
             watches = [
@@ -98,7 +98,7 @@ def serve(
             for watch in watches:
                 watch.join()
         finally:
-            status = _end(workers, drain_seconds + GRACE_S)
+            status = _end(workers, drain_seconds)
         return status
 
 
@@ -149,12 +149,12 @@ def _replaced(worker: _Worker, stops: threading.Event) -> None:
             log.error("a server process cannot be started: %s", error)
 
 
-def _end(workers: Sequence[_Worker], grace_seconds: float) -> int:
+def _end(workers: Sequence[_Worker], drain_seconds: float) -> int:
     """Stop all, those that hang by force; the worst of their statuses."""
     for worker in workers:
         if worker.process.poll() is None:
             worker.process.terminate()
-    end = time.monotonic() + grace_seconds
+    end = time.monotonic() + drain_seconds + GRACE_S
     for worker in workers:
         try:
             worker.process.wait(max(0.0, end - time.monotonic()))

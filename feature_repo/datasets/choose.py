@@ -48,7 +48,8 @@ class Options:
     source: Path | None = None
 
 
-# Of the options, those of a dataset beside the seed, which is of weights too.
+# Options beside the seed, which is of weights too; and those of them that a dataset knows.
+FLAGS = {"size": "--size", "users": "--users", "days": "--days", "pois": "--pois", "source": "--from"}
 UNDERSTOOD = {
     DatasetName.CITY: ("size", "users", "days", "pois"),
     DatasetName.FOURSQUARE: ("source",),
@@ -73,13 +74,7 @@ def workspace_name(name: DatasetName, options: Options) -> str:
 
 def choose(name: DatasetName, options: Options) -> Choice:
     """The loader of a dataset. Raises DataError for options that it cannot use, or does not know."""
-    for option in ("size", "users", "days", "pois", "source"):
-        if option not in UNDERSTOOD.get(name, MAPPED) and getattr(options, option) != getattr(Options, option):
-            flags = {"source": "--from"}
-            known = [flags.get(one, f"--{one}") for one in UNDERSTOOD.get(name, MAPPED)]
-            raise DataError(
-                f"{name} takes no {flags.get(option, f'--{option}')}: what it knows is {', '.join(known)}, --seed"
-            )
+    _check_known(name, options)
     match name:
         case DatasetName.CITY:
             return _city(options)
@@ -114,6 +109,14 @@ def choose(name: DatasetName, options: Options) -> Choice:
             from feature_repo.datasets import mapping
 
             return mapped(mapping.shipped()[name], _folder(options, name), options)
+
+
+def _check_known(name: DatasetName, options: Options) -> None:
+    known = UNDERSTOOD.get(name, MAPPED)
+    for option, flag in FLAGS.items():
+        if option not in known and getattr(options, option) != getattr(Options, option):
+            said = ", ".join(FLAGS[one] for one in known)
+            raise DataError(f"{name} takes no {flag}: what it knows is {said}, --seed")
 
 
 def mapped(file: Path, folder: Path | None, options: Options) -> Choice:
