@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, RequestSource
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RequestSource
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
@@ -25,6 +25,7 @@ from feature_repo.stores.duck import DuckConfig
 from feature_repo.stores.latest import LatestJob
 from feature_repo.stores.merge import Lookup, join
 from feature_repo.stores.packed import micros_of
+from tests.feature_repo.stores.repos import store_in
 
 NOON = datetime(2024, 3, 31, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -60,16 +61,7 @@ def joined(relation: str | pa.Table, who: Any, *features: str, part_rows: int = 
 def store(tmp_path: Path) -> FeatureStore:
     """A view `values` of `n` that is 1 for entity 1 and 2 for entity 2, from noon on, and twice as much on demand."""
     pq.write_table(versions([1, 2], n=[1, 2]), tmp_path / "values.parquet")
-    made = FeatureStore(
-        config=RepoConfig(
-            project="edges",
-            provider="local",
-            registry={"registry_type": "sql", "path": f"sqlite:///{tmp_path}/registry.db"},
-            offline_store={"type": "feature_repo.stores.asof.AsofOfflineStore"},
-            online_store={"type": "sqlite", "path": f"{tmp_path}/online.db"},
-            entity_key_serialization_version=3,
-        )
-    )
+    made = store_in(tmp_path, "edges", {"type": "sqlite", "path": f"{tmp_path}/online.db"})
     who = Entity(name="id", join_keys=["id"], value_type=ValueType.INT64)
     source = FileSource(path=str(tmp_path / "values.parquet"), timestamp_field="at")
     view = FeatureView(name="values", entities=[who], ttl=DAY, schema=[Field(name="n", dtype=Int64)], source=source)

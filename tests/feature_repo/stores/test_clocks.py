@@ -14,11 +14,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource
 from feast.types import String
 from feast.value_type import ValueType
 
 from feature_repo.stores.packed import packed_store
+from tests.feature_repo.stores.repos import store_in
 
 HELSINKI = ZoneInfo("Europe/Helsinki")
 SPRING, AUTUMN = datetime(2024, 3, 31), datetime(2024, 10, 27)
@@ -52,17 +53,7 @@ def store_of(root: Path, moments: list[datetime], stamp: pa.DataType) -> Feature
     at = pa.array(moments, pa.timestamp("us", "UTC")).cast(stamp)
     pq.write_table(pa.table({"poi": ["p"] * len(moments), "said": said, "at": at}), root / "said.parquet")
     online = {"type": "feature_repo.stores.packed_sqlite.PackedSqliteOnlineStore", "path": str(root / "online.db")}
-    store = FeatureStore(
-        config=RepoConfig(
-            project="clocks",
-            provider="local",
-            registry={"registry_type": "sql", "path": f"sqlite:///{root}/registry.db"},
-            offline_store={"type": "feature_repo.stores.asof.AsofOfflineStore"},
-            online_store=online,
-            batch_engine={"type": "feature_repo.stores.fill.PackedEngine"},
-            entity_key_serialization_version=3,
-        )
-    )
+    store = store_in(root, "clocks", online, {"type": "feature_repo.stores.fill.PackedEngine"})
     poi = Entity(name="poi", join_keys=["poi"], value_type=ValueType.STRING)
     source = FileSource(path=str(root / "said.parquet"), timestamp_field="at")
     fields = [Field(name="said", dtype=String)]

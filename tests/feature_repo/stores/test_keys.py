@@ -10,12 +10,13 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource
 from feast.types import Bytes, FeastType, Float64, Int32, Int64, String, UnixTimestamp
 from feast.value_type import ValueType
 
 from feature_repo.stores.keys import EntityKeys
 from feature_repo.stores.packed import packed_store
+from tests.feature_repo.stores.repos import store_in
 
 NOON = datetime(2024, 3, 31, 12, tzinfo=UTC)
 HELSINKI = ZoneInfo("Europe/Helsinki")
@@ -26,21 +27,12 @@ def store_of(root: Path, hours: pa.Array, engine: str) -> FeatureStore:
     root.mkdir()
     rows = {"hour": hours, "n": list(range(len(hours))), "at": pa.array([NOON] * len(hours), pa.timestamp("us", "UTC"))}
     pq.write_table(pa.table(rows), root / "hours.parquet")
-    store = FeatureStore(
-        config=RepoConfig(
-            project="hours",
-            provider="local",
-            registry={"registry_type": "sql", "path": f"sqlite:///{root}/registry.db"},
-            offline_store={"type": "feature_repo.stores.asof.AsofOfflineStore"},
-            online_store={
-                "type": "feature_repo.stores.packed_sqlite.PackedSqliteOnlineStore",
-                "path": str(root / "online.db"),
-                "expire": False,
-            },
-            batch_engine={"type": engine},
-            entity_key_serialization_version=3,
-        )
-    )
+    online = {
+        "type": "feature_repo.stores.packed_sqlite.PackedSqliteOnlineStore",
+        "path": str(root / "online.db"),
+        "expire": False,
+    }
+    store = store_in(root, "hours", online, {"type": engine})
     hour = Entity(name="hour", join_keys=["hour"], value_type=ValueType.UNIX_TIMESTAMP)
     source = FileSource(path=str(root / "hours.parquet"), timestamp_field="at")
     store.apply(

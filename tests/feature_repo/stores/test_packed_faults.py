@@ -22,6 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from feature_repo.stores.layout import Layout
 from feature_repo.stores.packed import PackedOnlineStore, StoreUnavailable
 from tests.conftest import free_port
+from tests.feature_repo.stores.repos import store_in
 
 ENTITIES = 300
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -38,17 +39,7 @@ def opened(root: Path, online: dict[str, Any]) -> tuple[FeatureStore, FeatureVie
     poi = Entity(name="poi", join_keys=["poi"], value_type=ValueType.STRING)
     fields = [Field(name="n", dtype=Int64), Field(name="s", dtype=String)]
     view = FeatureView(name="values", entities=[poi], ttl=timedelta(0), schema=fields, source=source)
-    store = FeatureStore(
-        config=RepoConfig(
-            project="faults",
-            provider="local",
-            registry={"registry_type": "sql", "path": f"sqlite:///{root}/registry.db"},
-            offline_store={"type": "feature_repo.stores.asof.AsofOfflineStore"},
-            online_store=online,
-            batch_engine={"type": "feature_repo.stores.fill.PackedEngine", "batch_rows": 50},
-            entity_key_serialization_version=3,
-        )
-    )
+    store = store_in(root, "faults", online, {"type": "feature_repo.stores.fill.PackedEngine", "batch_rows": 50})
     store.apply([poi, view])
     return store, store.get_feature_view("values")
 
