@@ -8,8 +8,9 @@ Its features come from the embedded online store. Server and client have one cor
     parts     echo + one bare read (a SELECT a view, `frombuffer` of the records) + the bare forward pass of the ranker
 
 Load is open: requests are sent at their times, whatever became of the ones before, and each latency counts from when
-its request was due. Half load is half of the highest rate that a closed loop reaches; at three times that rate those
-that the server takes are counted, and the others it refuses at once.
+its request was due. Half load is half of the highest rate that a closed loop reaches. Requests come at random times, as
+those of many users do, and some wait for others; `-even` rows are of the same rate at equal distances, where none does.
+At three times the highest rate those that the server takes are counted, and the others it refuses at once.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def measured(root: Path, seconds: float) -> list[Row]:
         part, suffix = parts[str(size)], "" if size == MAIN else f"-{size}"
         for name, ours, theirs in (
             ("p50-vs-parts", ranked.p50, echoed.p50 + part["read"] + part["forward"]),
+            ("p50-vs-parts-even", ranked.p50_even, echoed.p50_even + part["read"] + part["forward"]),
             ("p50-vs-echo", ranked.p50, echoed.p50),
             ("p99-vs-own-p50", ranked.p99, ranked.p50),
             ("rank-vs-feast-read", ranked.p50, part["feast"]),
@@ -101,10 +103,11 @@ def measured(root: Path, seconds: float) -> list[Row]:
 @dataclass(frozen=True)
 class Seen:
     """Highest rate (a second), latencies (ms) at half of it with how many were refused there, and of those that are
-    taken at three times it."""
+    taken at three times it; `p50_even`: at half of it, where requests come at equal distances."""
 
     rate: float
     p50: float
+    p50_even: float
     p99: float
     n: int
     refused: int
@@ -201,11 +204,12 @@ async def loaded(port: int, root: Path, size: int, seconds: float, overload: flo
         await closed(stub, requests, seconds / 4)  # what is learned of paces, caches and branches
         rate = await closed(stub, requests, seconds)
         ms, refused = await opened(stub, requests, rate / 2, seconds)
+        even_ms, _ = await opened(stub, requests, rate / 2, seconds, even=True)
         taken_ms, _ = await opened(stub, requests, overload * rate, seconds) if overload else (ms, refused)
     p50, p99 = np.quantile(ms, [0.5, 0.99])
-    p99_overloaded = float(np.quantile(taken_ms, 0.99))
     found = {"rate": rate, "p50": float(p50), "p99": float(p99), "n": len(ms), "refused": refused}
-    return found | {"p99_overloaded": p99_overloaded, "n_overloaded": len(taken_ms)}
+    found |= {"p50_even": float(np.median(even_ms))}
+    return found | {"p99_overloaded": float(np.quantile(taken_ms, 0.99)), "n_overloaded": len(taken_ms)}
 
 
 async def closed(stub: Any, requests: list[Any], seconds: float) -> float:
@@ -223,8 +227,11 @@ async def closed(stub: Any, requests: list[Any], seconds: float) -> float:
     return done / (time.perf_counter() - started)
 
 
-async def opened(stub: Any, requests: list[Any], rate: float, seconds: float) -> tuple[list[float], int]:
-    """Milliseconds from the time at which each request was due, at exponential distances, and how many were refused."""
+async def opened(
+    stub: Any, requests: list[Any], rate: float, seconds: float, *, even: bool = False
+) -> tuple[list[float], int]:
+    """Milliseconds from the time at which each request was due, at exponential distances or, `even`, at equal ones, and
+    how many were refused."""
     import grpc
 
     rng, due, calls, ms = np.random.default_rng(0), time.perf_counter(), [], list[float]()
@@ -239,7 +246,7 @@ async def opened(stub: Any, requests: list[Any], rate: float, seconds: float) ->
         ms.append(1000 * (time.perf_counter() - due))
 
     end, at = due + seconds, 0
-    while (due := due + rng.exponential(1 / rate)) < end:
+    while (due := due + (1 / rate if even else rng.exponential(1 / rate))) < end:
         if (wait := due - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         calls.append(asyncio.create_task(ask(requests[at % len(requests)], due)))
