@@ -22,7 +22,9 @@ def model(language_model: LanguageModelOption = "smollm2") -> None:
 
 def pretrain(
     language_model: LanguageModelOption = "smollm2",
-    steps: Annotated[int | None, typer.Option(help="Of training; 100 take about seven minutes on two cores.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of training; so many take seven minutes on two cores.", show_default="100")
+    ] = None,
     documents: Annotated[int, typer.Option(help="Read in a step, by all processes together.")] = 8,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of adapters.")] = False,
     general: Annotated[float, typer.Option(help="Share of plain English among the documents.")] = 0.25,
@@ -71,15 +73,25 @@ def pretrain(
 
 def contrast(
     language_model: LanguageModelOption = "smollm2",
-    steps: Annotated[int | None, typer.Option(help="Of training; 80 take about 13 minutes on two cores.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of training; so many take 13 minutes on two cores.", show_default="80")
+    ] = None,
     pairs: Annotated[
-        list[str] | None, typer.Option(help="Pairs of a kind in a step, such as user_poi=40; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Pairs of a kind in a step; may be repeated.", show_default="user_user=12, poi_poi=12, user_poi=40"
+        ),
     ] = None,
     weight: Annotated[
-        list[str] | None, typer.Option(help="Of the loss of a kind, such as user_user=0; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Of the loss of a kind; may be repeated.", show_default="user_user=0.3, poi_poi=0.3, user_poi=1.0"
+        ),
     ] = None,
-    exposed: Annotated[int | None, typer.Option(help="Places shown and left, against each user_poi pair.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Divides the cosines.")] = None,
+    exposed: Annotated[
+        int | None, typer.Option(help="Places shown and left, against each user_poi pair.", show_default="4")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Divides the cosines.", show_default="0.1")] = None,
     pooling: Annotated[str, typer.Option(help="last or mean token, or a special token that is trained.")] = "last",
     user_side: Annotated[
         str, typer.Option(help="aspects: profile and scene values read one by one; profile; whole: in one text.")
@@ -88,17 +100,18 @@ def contrast(
         str, typer.Option(help="user_user pairs: companions at one place, or halves of one history.")
     ] = "companions",
     bucket: Annotated[
-        list[str] | None, typer.Option(help="Scene features that make moments alike [daypart]; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Scene features that make moments alike; may be repeated.", show_default="daypart"),
     ] = None,
     reading: Annotated[
         str, typer.Option(help="What asymmetric scoring means: projectors of each side's own, or directions: one.")
     ] = "projectors",
-    width: Annotated[int | None, typer.Option(help="Of the projections that are compared.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of the projections that are compared.", show_default="128")] = None,
     project: Annotated[
         bool, typer.Option("--project", help="The model's vectors are the projections, not the states behind them.")
     ] = False,
     layers: Annotated[
-        int | None, typer.Option(min=1, help="Adapted ones, from the last down; the rest is frozen.")
+        int | None, typer.Option(min=1, help="Adapted ones, from the last down; the rest is frozen.", show_default="8")
     ] = None,
     cached_gradients: Annotated[
         bool, typer.Option("--cached-gradients", help="Large steps in little memory, a third slower.")

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from feature_repo.workspace import Workspace
+from serving.cli import app
 from serving.stages_language import ContrastOptions, configuration
 from trainers.language.clicks import TEST_HOLD_OUT, HoldOut
 from trainers.language.contrast import ContrastConfig
+from trainers.language.pretrain import PretrainConfig
 
 
 def test_saying_nothing_is_the_default() -> None:
@@ -90,3 +93,28 @@ def test_the_verbs_tune_and_test_an_embedder(
     assert wrong.exit_code == 2 and "'user_user' is not kind=number" in wrong.words
     none = scenerank("contrast", "--layers", "0", *common)
     assert none.exit_code == 2 and "greater than or equal to 1" in none.words
+
+
+def test_help_says_the_defaults_of_the_configurations():
+    plain, learning = ContrastConfig(), PretrainConfig()
+    kinds = ", ".join(f"{kind}={n}" for kind, n in plain.draws.pairs.items())
+    weights = ", ".join(f"{kind}={w}" for kind, w in plain.draws.weights.items())
+    assert plain.lora is not None and plain.lora.first_layer is not None
+    said = {
+        ("contrast", "--steps"): plain.tune.steps,
+        ("contrast", "--pairs"): kinds,
+        ("contrast", "--weight"): weights,
+        ("contrast", "--exposed"): plain.draws.exposed,
+        ("contrast", "--temperature"): plain.draws.temperature,
+        ("contrast", "--bucket"): ", ".join(plain.pairs.clicks.bucket),
+        ("contrast", "--width"): plain.heads.width,
+        ("contrast", "--layers"): -plain.lora.first_layer,
+        ("pretrain", "--steps"): learning.tune.steps,
+    }
+    shown = {(verb, option): shown_default(verb, option) for verb, option in said}
+    assert shown == {asked: str(default) for asked, default in said.items()}
+
+
+def shown_default(verb: str, option: str) -> object:
+    command = get_command(app).commands[verb]  # type: ignore[attr-defined]
+    return next(parameter.show_default for parameter in command.params if option in parameter.opts)
