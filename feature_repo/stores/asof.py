@@ -12,7 +12,7 @@ and a value that arrives after a newer one is never the newest: such superseded 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -75,12 +75,17 @@ class AsofOfflineStore(DuckDBOfflineStore):
             _lookup(view, feature_refs, full_feature_names, filter_by_created_timestamp, str(config.repo_path))
             for view in feature_views
         ]
-        _check_columns(entity_df, lookups)
+        on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
+        _check_keys(entity_df, lookups)
+        for lookup in lookups:
+            _check_names(entity_df, lookup.name, lookup.features)
+        for view in on_demand:
+            _check_names(entity_df, view.name, _asked(view.projection, feature_refs, full_feature_names))
         return AsofRetrievalJob(
             entity_df=entity_df,
             time=time,
             lookups=lookups,
-            on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            on_demand=on_demand,
             full_names=full_feature_names,
             config=config.offline_store,
             references=feature_refs,
@@ -114,8 +119,6 @@ class AsofOfflineStore(DuckDBOfflineStore):
 def _lookup(view: FeatureView, references: list[str], full_names: bool, known_only: bool, repo_path: str) -> Lookup:
     source: Any = view.batch_source
     projection: Any = view.projection
-    wanted = [r.split(":", 1)[1] for r in references if r.split(":", 1)[0] == projection.name_to_use()]
-    prefix = f"{projection.name_alias or view.name}__" if full_names else ""
     column_of = {new: old for old, new in source.field_mapping.items()}
     called = projection.join_key_map or {}  # a key that it leaves out has its own name in the entity rows too
     joined = {entity.name: called.get(entity.name, entity.name) for entity in view.entity_columns}
@@ -123,7 +126,9 @@ def _lookup(view: FeatureView, references: list[str], full_names: bool, known_on
         name=view.name,
         relation=relation_of(source, repo_path),
         keys={column_of.get(key, key): entity for key, entity in joined.items()},
-        features={f"{prefix}{name}": column_of.get(name, name) for name in wanted},
+        features={
+            answer: column_of.get(name, name) for answer, name in _asked(projection, references, full_names).items()
+        },
         time=source.timestamp_field,
         created=source.created_timestamp_column or None,
         ttl=view.ttl or None,
@@ -131,7 +136,15 @@ def _lookup(view: FeatureView, references: list[str], full_names: bool, known_on
     )
 
 
-def _check_columns(entity_df: pd.DataFrame, lookups: Sequence[Lookup]) -> None:
+def _asked(projection: Any, references: list[str], full_names: bool) -> dict[str, str]:
+    """What a view is asked for: the column of the answer -> the feature."""
+    parts = (reference.split(":", 1) for reference in references)
+    wanted = [name for view, name in parts if view == projection.name_to_use()]
+    prefix = f"{projection.name_alias or projection.name}__" if full_names else ""
+    return {f"{prefix}{name}": name for name in wanted}
+
+
+def _check_keys(entity_df: pd.DataFrame, lookups: Sequence[Lookup]) -> None:
     for lookup in lookups:
         absent = sorted(set(lookup.keys.values()) - set(entity_df.columns))
         if absent:
@@ -139,12 +152,15 @@ def _check_columns(entity_df: pd.DataFrame, lookups: Sequence[Lookup]) -> None:
                 f"view {lookup.name!r} is joined by {absent}, which the entity rows have not got: add the columns; "
                 f"they have {', '.join(map(str, entity_df.columns))}"
             )
-        taken = sorted(set(lookup.features) & set(entity_df.columns))
-        if taken:
-            raise ValueError(
-                f"columns {taken} of the entity rows have the names of features of view {lookup.name!r} that are asked "
-                "for: drop or rename the columns, or ask with full_feature_names=True"
-            )
+
+
+def _check_names(entity_df: pd.DataFrame, view: str, answers: Iterable[str]) -> None:
+    taken = sorted(set(answers) & set(entity_df.columns))
+    if taken:
+        raise ValueError(
+            f"columns {taken} of the entity rows have the names of features of view {view!r} that are asked for: drop "
+            "or rename the columns, or ask with full_feature_names=True"
+        )
 
 
 class AsofRetrievalJob(LazyJob):

@@ -137,6 +137,15 @@ def test_a_column_by_the_name_of_a_feature_is_refused(store):
     assert both["n"].tolist() == [9] and both["values__n"].tolist() == [1]
 
 
+def test_a_column_by_the_name_of_a_feature_made_on_demand_is_refused(store):
+    frame = pd.DataFrame({"id": [1], "times": [10], "product": [9], "event_timestamp": [NOON]})
+    references = ["values:n", "products:product"]
+    with pytest.raises(ValueError, match=r"columns \['product'\] of the entity rows .* of view 'products'"):
+        store.get_historical_features(frame, references)
+    both = store.get_historical_features(frame, references, full_feature_names=True).to_df()
+    assert both["product"].tolist() == [9] and both["products__product"].tolist() == [10]
+
+
 def test_a_result_becomes_a_saved_dataset(store, tmp_path):
     frame = pd.DataFrame({"id": [2, 1], "times": [10, 20], "event_timestamp": [NOON, NOON + 2 * DAY]})
     storage = SavedDatasetFileStorage(str(tmp_path / "kept.parquet"))
