@@ -21,6 +21,7 @@ from feast.utils import _get_column_names
 
 from feature_repo.stores.duck import relation_of
 from feature_repo.stores.layout import NEVER
+from feature_repo.stores.merge import source_of
 from feature_repo.stores.packed import PackedOnlineStore, Plan, micros_of
 from feature_repo.workspace import Workspace
 
@@ -90,7 +91,7 @@ def _feed(store: FeatureStore, online: PackedOnlineStore, view: FeatureView) -> 
     keys, features, time, created = _get_column_names(view, entities)
     relation = relation_of(source, str(store.config.repo_path))
     wanted = list(dict.fromkeys([*keys, *features, time, *([created] if created else [])]))
-    frame: Any = pl.read_parquet(relation, columns=wanted) if isinstance(relation, str) else pl.from_arrow(relation)
+    frame: Any = pl.from_arrow(source_of(view.name, relation, wanted).to_table(wanted))
     event_us = micros_of(frame[time].to_arrow())
     created_us = micros_of(frame[created].to_arrow()) if created else np.full(len(frame), NEVER, dtype=np.int64)
     named = frame.select(pl.col(name).alias(source.field_mapping.get(name, name)) for name in [*keys, *features])

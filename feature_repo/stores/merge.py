@@ -78,12 +78,12 @@ def join(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, part_rows: int
 
 def parts_of(lookup: Lookup, part_rows: int) -> int:
     """Into how many parts a view's entities are divided."""
-    return max(1, -(-_dataset(lookup).count_rows() // part_rows)) if lookup.keys else 1
+    return max(1, -(-_source(lookup).count_rows() // part_rows)) if lookup.keys else 1
 
 
 def join_part(spine: pa.Table, moments_us: np.ndarray, lookup: Lookup, part: int, parts: int) -> Part:
     """The same for the entities of one part; it needs nothing of the others."""
-    source = _dataset(lookup)
+    source = _source(lookup)
     asked = _asked(spine, moments_us, lookup, source.schema)
     if parts > 1:
         asked = asked.filter(_of_part(lookup.keys, part, parts))
@@ -101,38 +101,43 @@ def together(parts: Sequence[Part]) -> dict[str, pa.ChunkedArray]:
     return {name: values[name] for name in values.column_names}
 
 
-def _dataset(lookup: Lookup) -> pds.Dataset:
-    """The source of a view, which has all of its columns. Raises FileNotFoundError or ValueError where it has not."""
-    relation = lookup.relation
+def _source(lookup: Lookup) -> pds.Dataset:
+    return source_of(lookup.name, lookup.relation, lookup.columns)
+
+
+def source_of(view: str, relation: str | pa.Table, columns: Sequence[str]) -> pds.Dataset:
+    """The source of a view, which has all of these columns; of several files, in the order of their names, some may
+    lack some. Raises FileNotFoundError or ValueError where it has not."""
     if isinstance(relation, pa.Table):
         source, place = pds.dataset(relation), "its table"
-    elif glob.has_magic(relation):
-        source, place = _of_files(sorted(glob.glob(relation, recursive=True)), lookup), relation
+    elif not glob.has_magic(relation) and os.path.exists(relation):
+        source, place = pds.dataset(relation), relation
     else:
-        source, place = pds.dataset(relation) if os.path.exists(relation) else _of_files([], lookup), relation
-    absent = [name for name in lookup.columns if name not in source.schema.names]
+        source, place = _of_files(view, relation, columns), relation
+    absent = [name for name in columns if name not in source.schema.names]
     if absent:
         raise ValueError(
-            f"the source of view {lookup.name!r} ({place}) has no columns {absent}: write them, or correct the view's "
+            f"the source of view {view!r} ({place}) has no columns {absent}: write them, or correct the view's "
             f"source, its schema or its field_mapping; it has {', '.join(source.schema.names)}"
         )
     return source
 
 
-def _of_files(files: Sequence[str], lookup: Lookup) -> pds.Dataset:
+def _of_files(view: str, pattern: str, columns: Sequence[str]) -> pds.Dataset:
     """The columns of a view of all files, null where a file has not got one."""
+    files = sorted(glob.glob(pattern, recursive=True))
     if not files:
         raise FileNotFoundError(
-            f"{lookup.relation} is not there: write the source of view {lookup.name!r} first, or correct its path "
+            f"{pattern} is not there: write the source of view {view!r} first, or correct its path "
             "(a SceneRank workspace gets its sources from `scenerank data`, `embed` and `knowledge`)"
         )
     schemas = [pq.read_schema(file) for file in files]
     try:
-        wanted = [pa.schema([field for field in schema if field.name in lookup.columns]) for schema in schemas]
+        wanted = [pa.schema([field for field in schema if field.name in columns]) for schema in schemas]
         return pds.dataset(files, schema=pa.unify_schemas(wanted, promote_options="permissive"))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(
-            f"the files of {lookup.relation}, the source of view {lookup.name!r}, do not agree: {error}; write the "
+            f"the files of {pattern}, the source of view {view!r}, do not agree: {error}; write the "
             "column with one type"
         ) from error
 
