@@ -16,18 +16,31 @@ class Described(reflection.ReflectionServicer):  # type: ignore[misc] # grpc has
 
     def __init__(self, services: Sequence[str]) -> None:
         super().__init__([*services, reflection.SERVICE_NAME])
-        self._places = threading.BoundedSemaphore(STREAMS)
+        self._open: set[grpc.ServicerContext] = set()
+        self._lock = threading.Lock()
 
     def serve(self, server: grpc.Server) -> None:
         """Answer on a server that has not started."""
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(self, server)
 
+    def stop(self) -> None:
+        """End the streams that are open: some tools keep theirs for as long as they run."""
+        with self._lock:
+            ended = list(self._open)
+        for context in ended:
+            context.cancel()
+
     def ServerReflectionInfo(
         self, requests: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
     ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
-        if not self._places.acquire(blocking=False):
+        with self._lock:
+            has_place = len(self._open) < STREAMS
+            if has_place:
+                self._open.add(context)
+        if not has_place:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many reflection streams as there may be are open")
         try:
             yield from super().ServerReflectionInfo(requests, context)
         finally:
-            self._places.release()
+            with self._lock:
+                self._open.discard(context)

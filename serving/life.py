@@ -54,6 +54,7 @@ class Life:
             self._statuses = dict.fromkeys(self._statuses, HealthCheckResponse.NOT_SERVING)
             self._stops = True
             self._changed.notify_all()
+        self._unread.stop()
 
     def status(self, name: str) -> int | None:
         """None for a name that nothing was said of."""

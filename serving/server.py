@@ -39,7 +39,7 @@ from serving.observe import Observer, ObservingInterceptor
 from serving.pipeline import Pipeline, Ranking
 from serving.request import RankRequest, RecommendRequest
 from serving.statuses import NoFeedback, guarded
-from serving.unread import READING, UnreadInterceptor
+from serving.unread import PATIENCE_S, READING, Unread, UnreadInterceptor
 from serving.v1 import admin_pb2
 from serving.v1 import admin_pb2_grpc as admin_grpc
 from serving.v1 import recommender_pb2 as pb
@@ -228,6 +228,8 @@ class RunningServer:
     admin: AdminServicer
     health: Life
     admission: Admission
+    unread: Unread
+    described: Described
     streams: Streams
     dependencies: Dependencies
     calibration: Calibration | None
@@ -248,6 +250,8 @@ class RunningServer:
         if self.calibration is not None:
             self.calibration.stop()
         self.streams.stop()
+        self.unread.stop()
+        self.described.stop()
         self.server.stop(self.grace_seconds).wait()
         self.admin.close()
         # What is worked on for callers that have left is no call any more.
@@ -281,7 +285,8 @@ def create_server(
     ]
     if options.tokens is not None:
         interceptors.append(TokenInterceptor(options.tokens))
-    interceptors += [UnreadInterceptor(), MalformedInterceptor()]
+    unread = Unread(READING, PATIENCE_S)
+    interceptors += [UnreadInterceptor(unread), MalformedInterceptor()]
     streams = Streams(options.feedback_streams)
     # Threads that wait for a seat, or refuse, cost nothing but their stack.
     threads = options.workers + options.waiting + options.feedback_streams + SPARE_THREADS
@@ -310,7 +315,8 @@ def create_server(
     pb_grpc.add_RecommenderServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     life = Life()
     life.serve(server)
-    Described((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME)).serve(server)
+    described = Described((SERVICE, ADMIN_SERVICE, health.SERVICE_NAME))
+    described.serve(server)
     port = _listening(server, options)
     metrics_port = None if options.metrics_port is None else metrics.listen(options.metrics_port, options.metrics_host)
     server.start()
@@ -326,6 +332,8 @@ def create_server(
         admin,
         life,
         admission,
+        unread,
+        described,
         streams,
         asked,
         calibration,

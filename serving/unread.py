@@ -52,6 +52,11 @@ class Unread:
             raise AssertionError("abort returned")
         return message
 
+    def stop(self) -> None:
+        """From now on all give way once they have had their patience: a server that stops waits for nobody longer."""
+        self._most = 0
+        self._relieve()
+
     def _relieve(self) -> None:
         """End the oldest calls above the number that have had their time, and look again when the next one has."""
         now = time.monotonic()
@@ -76,8 +81,8 @@ class Unread:
 class UnreadInterceptor(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
     """Has the message of every unary method read by one `Unread`."""
 
-    def __init__(self) -> None:
-        self._unread = Unread(READING, PATIENCE_S)
+    def __init__(self, unread: Unread) -> None:
+        self._unread = unread
 
     def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
         handler = continuation(details)

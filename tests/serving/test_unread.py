@@ -176,3 +176,17 @@ def test_who_brings_no_message_at_all_is_told(channel: grpc.Channel, method: str
     with pytest.raises(grpc.RpcError) as refused:
         channel.stream_unary(method)(iter(()), timeout=20)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_stop_waits_for_nobody_who_holds_a_call_open(pipeline: Pipeline, silent: Silent) -> None:
+    """Calls that never bring their message, tools that keep their reflection stream: a fraction of the grace."""
+    server = create_server(pipeline, ServerOptions(grace_seconds=60.0))
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        held = [silent.call(channel, method) for method in (*UNARY, CHECK)]
+        stream = reflect(channel, silent)
+        next(stream)
+        until(lambda: len(server.unread) == len(UNARY))
+        started = time.monotonic()
+        assert server.stop()
+        assert time.monotonic() - started < unread.PATIENCE_S + 7
+        until(lambda: all(call.done() for call in (*held, stream)))
