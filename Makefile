@@ -53,7 +53,7 @@ S := tests/serving
 SUITE_faults := $(addprefix $(S)/test_,store_faults.py hanging_store.py dependencies.py feedback_away.py store_postgres.py) \
   tests/feature_repo/stores/test_packed_faults.py tests/feature_repo/streaming tests/trainers/test_backfill_faults.py
 SUITE_overload := $(addprefix $(S)/test_,admission.py degrade.py guard.py memory.py)
-SUITE_reload := $(S)/live $(S)/test_processes.py
+SUITE_reload := $(S)/live $(S)/test_processes.py $(S)/test_agreement.py
 SUITE_durability := $(addprefix $(S)/test_,feedback.py durability.py feedback_service.py)
 SUITE_fuzz := $(S)/test_fuzz.py tests/trainers/test_hostile.py
 SUITE_tls := $(addprefix $(S)/test_,tls.py auth.py discretion.py)

@@ -9,6 +9,26 @@ import typer
 
 from serving.options import BesideOption, LanguageModelOption, WorkspaceOption, explained, workspace_of
 
+PairsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Pairs of a kind in a step; may be repeated.", show_default="user_user=12, poi_poi=12, user_poi=40"
+    ),
+]
+WeightOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Of the loss of a kind; may be repeated.", show_default="user_user=0.3, poi_poi=0.3, user_poi=1.0"
+    ),
+]
+ExposedOption = Annotated[
+    int | None, typer.Option(help="Places shown and left, against each user_poi pair.", show_default="4")
+]
+BucketOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Scene features that make moments alike; may be repeated.", show_default="daypart"),
+]
+
 
 def model(language_model: LanguageModelOption = "smollm2") -> None:
     """Prepare the language model: find it, check it, convert it once."""
@@ -76,21 +96,9 @@ def contrast(
     steps: Annotated[
         int | None, typer.Option(help="Of training; so many take 13 minutes on two cores.", show_default="80")
     ] = None,
-    pairs: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Pairs of a kind in a step; may be repeated.", show_default="user_user=12, poi_poi=12, user_poi=40"
-        ),
-    ] = None,
-    weight: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Of the loss of a kind; may be repeated.", show_default="user_user=0.3, poi_poi=0.3, user_poi=1.0"
-        ),
-    ] = None,
-    exposed: Annotated[
-        int | None, typer.Option(help="Places shown and left, against each user_poi pair.", show_default="4")
-    ] = None,
+    pairs: PairsOption = None,
+    weight: WeightOption = None,
+    exposed: ExposedOption = None,
     temperature: Annotated[float | None, typer.Option(help="Divides the cosines.", show_default="0.1")] = None,
     pooling: Annotated[str, typer.Option(help="last or mean token, or a special token that is trained.")] = "last",
     user_side: Annotated[
@@ -99,10 +107,7 @@ def contrast(
     users: Annotated[
         str, typer.Option(help="user_user pairs: companions at one place, or halves of one history.")
     ] = "companions",
-    bucket: Annotated[
-        list[str] | None,
-        typer.Option(help="Scene features that make moments alike; may be repeated.", show_default="daypart"),
-    ] = None,
+    bucket: BucketOption = None,
     reading: Annotated[
         str, typer.Option(help="What asymmetric scoring means: projectors of each side's own, or directions: one.")
     ] = "projectors",

@@ -29,7 +29,7 @@ class Life:
         self._statuses: dict[str, int] = {}
         self._changed = threading.Condition()
         self._stops = False
-        self._unread = Unread(READING, patience_s=0.0)
+        self.unread = Unread(READING, patience_s=0.0)
         self._places = threading.BoundedSemaphore(WATCHERS)
 
     def serve(self, server: grpc.Server) -> None:
@@ -54,14 +54,13 @@ class Life:
             self._statuses = dict.fromkeys(self._statuses, HealthCheckResponse.NOT_SERVING)
             self._stops = True
             self._changed.notify_all()
-        self._unread.stop()
 
     def status(self, name: str) -> int | None:
         """None for a name that nothing was said of."""
         return self._statuses.get(name)
 
     def _check(self, requests: Iterator[HealthCheckRequest], context: grpc.ServicerContext) -> HealthCheckResponse:
-        status = self.status(self._unread.message(requests, context).service)
+        status = self.status(self.unread.message(requests, context).service)
         if status is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "no service of that name")
         return HealthCheckResponse(status=status)
@@ -69,7 +68,7 @@ class Life:
     def _watch(
         self, requests: Iterator[HealthCheckRequest], context: grpc.ServicerContext
     ) -> Iterator[HealthCheckResponse]:
-        name = self._unread.message(requests, context).service
+        name = self.unread.message(requests, context).service
         if not self._places.acquire(blocking=False):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many watch health as may")
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -250,9 +250,10 @@ class RunningServer:
         if self.calibration is not None:
             self.calibration.stop()
         self.streams.stop()
-        self.unread.stop()
-        self.described.stop()
-        self.server.stop(self.grace_seconds).wait()
+        ended = self.server.stop(self.grace_seconds)  # takes no new calls; those under way go on
+        for waiting in (self.unread, self.health.unread, self.described):
+            waiting.stop()
+        ended.wait()
         self.admin.close()
         # What is worked on for callers that have left is no call any more.
         while self.admission.inside and time.monotonic() < end:
@@ -288,20 +289,7 @@ def create_server(
     unread = Unread(READING, PATIENCE_S)
     interceptors += [UnreadInterceptor(unread), MalformedInterceptor()]
     streams = Streams(options.feedback_streams)
-    # Threads that wait for a seat, or refuse, cost nothing but their stack.
-    threads = options.workers + options.waiting + options.feedback_streams + SPARE_THREADS
-    server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="answer"),
-        interceptors=interceptors,
-        maximum_concurrent_rpcs=2 * threads,
-        options=[
-            ("grpc.max_receive_message_length", options.max_message_bytes),
-            # Two limits, soft and hard: between them gRPC refuses by chance.
-            ("grpc.max_metadata_size", options.max_metadata_bytes),
-            ("grpc.absolute_max_metadata_size", options.max_metadata_bytes),
-            ("grpc.so_reuseport", int(options.shared is not None)),
-        ],
-    )
+    server = _bounded(options, interceptors)
     admission = Admission(options.workers, options.waiting)
     metrics.follow(admission)
     live = Live(
@@ -342,6 +330,24 @@ def create_server(
         metrics_port,
         options.drain_seconds,
         options.grace_seconds,
+    )
+
+
+def _bounded(options: ServerOptions, interceptors: Sequence[grpc.ServerInterceptor]) -> grpc.Server:
+    """A server that neither calls nor messages can make larger than it may be."""
+    # Threads that wait for a seat, or refuse, cost nothing but their stack.
+    threads = options.workers + options.waiting + options.feedback_streams + SPARE_THREADS
+    return grpc.server(
+        futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="answer"),
+        interceptors=interceptors,
+        maximum_concurrent_rpcs=2 * threads,
+        options=[
+            ("grpc.max_receive_message_length", options.max_message_bytes),
+            # Two limits, soft and hard: between them gRPC refuses by chance.
+            ("grpc.max_metadata_size", options.max_metadata_bytes),
+            ("grpc.absolute_max_metadata_size", options.max_metadata_bytes),
+            ("grpc.so_reuseport", int(options.shared is not None)),
+        ],
     )
 
 

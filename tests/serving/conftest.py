@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -94,6 +95,14 @@ def refused(call: Callable[[], Any]) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as error:
         call()
     return error.value
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for it; a test whose condition does not come fails."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
 
 
 class Silent:

@@ -23,6 +23,7 @@ from serving.server import ServerOptions, create_server
 from serving.tries import Retries
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
+from tests.serving.conftest import until
 
 
 class Work:
@@ -41,13 +42,6 @@ class Work:
             self.let_go.wait(10)
             with self._lock:
                 self.now, self.done = self.now - 1, self.done + 1
-
-
-def until(condition) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_so_many_work_so_many_wait_and_the_rest_is_refused():

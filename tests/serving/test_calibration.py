@@ -18,7 +18,7 @@ from serving.metrics import Metrics
 from serving.pipeline import Ranking
 from serving.request import RankRequest, RequestContext
 from serving.server import ServerOptions, create_server
-from tests.serving.test_admission import until
+from tests.serving.conftest import until
 from tests.serving.test_metrics import samples
 
 

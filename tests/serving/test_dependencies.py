@@ -15,8 +15,8 @@ from serving.dependencies import Dependencies
 from serving.feedback import FeedbackLog
 from serving.life import Life
 from serving.server import ServerOptions, create_server
+from tests.serving.conftest import until
 from tests.serving.on_redis import on_redis
-from tests.serving.test_admission import until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 

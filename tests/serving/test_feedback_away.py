@@ -20,7 +20,7 @@ from serving.feedback import FeedbackLog, Recorded
 from serving.feedback_tables import URL_VARIABLE, FeedbackUnavailable
 from serving.server import ServerOptions, create_server
 from tests.conftest import free_port
-from tests.serving.test_admission import until
+from tests.serving.conftest import until
 from tests.serving.test_feedback import brought, stored
 
 

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from serving.feedback_streams import Stopping, Streams, TooManyStreams
-from tests.serving.test_admission import until
+from tests.serving.conftest import until
 
 
 def readers() -> int:

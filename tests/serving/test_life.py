@@ -13,8 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.life import READING, THREADS, WATCHERS, Life
 from serving.malformed import MalformedInterceptor
-from tests.serving.conftest import Silent
-from tests.serving.test_admission import until
+from tests.serving.conftest import Silent, until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -84,17 +83,17 @@ def test_of_too_many_calls_without_a_message_the_oldest_gives_way(
     life: Life, channel: grpc.Channel, silent: Silent
 ) -> None:
     oldest = silent.call(channel, CHECK)
-    until(lambda: len(life._unread) == 1)
+    until(lambda: len(life.unread) == 1)
     others = [silent.call(channel, method) for method in (CHECK, WATCH) * (READING // 2)]
     until(oldest.done)
     assert oldest.code() is grpc.StatusCode.CANCELLED
     for _ in range(3 * READING):
         assert check(channel) == SERVING
-    assert len(life._unread) == READING - 1
+    assert len(life.unread) == READING - 1
     until(lambda: sum(not call.done() for call in others) == READING - 1)
     for call in others:
         call.cancel()
-    until(lambda: not life._unread)
+    until(lambda: not life.unread)
 
 
 def test_so_many_watch_and_the_rest_is_refused(channel: grpc.Channel) -> None:

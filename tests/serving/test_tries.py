@@ -23,7 +23,7 @@ from serving.server import ServerOptions, create_server
 from serving.tries import Hedged, Hedging, Retries, SecondTries, channel_options
 from serving.v1 import recommender_pb2 as pb
 from serving.v1 import recommender_pb2_grpc as pb_grpc
-from tests.serving.conftest import refused
+from tests.serving.conftest import refused, until
 
 MARGIN_S = 0.5  # a deadline is kept by a thread that has to be woken up, beside others
 SOMEBODY = Asker(user_id="u", scenario_id="s")
@@ -179,13 +179,6 @@ def rank(client: Any, **options: Any) -> str:
     """Who answered."""
     answerer: str = client.rank(SOMEBODY, ["p"], **options).poi_ids[0]
     return answerer
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])

@@ -21,8 +21,7 @@ from serving.life import READING as HEALTH_READING
 from serving.pipeline import Pipeline
 from serving.server import SPARE_THREADS, RunningServer, ServerOptions, create_server
 from serving.v1 import recommender_pb2 as pb
-from tests.serving.conftest import Silent
-from tests.serving.test_admission import until
+from tests.serving.conftest import Silent, until
 
 CHECK = "/grpc.health.v1.Health/Check"
 OURS, ADMIN = "/scenerank.v1.RecommenderService", "/scenerank.v1.AdminService"
