@@ -6,7 +6,7 @@ column, data row (counted from 1) and value. Nothing is written before everythin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -287,9 +287,7 @@ def _shown(table: RawTable, ids: pl.Series, names: Key, used: pl.Series) -> Enti
     untold = used.filter(~used.is_in(told_ids.implode()))
     nothing = pl.DataFrame({names[0]: untold}) if len(names) == 1 else pl.DataFrame(height=len(untold))
     frame = pl.concat([told.frame, nothing], how="diagonal_relaxed")
-    return Entities(
-        table=RawTable(file=table.file, frame=frame, known=table.known), ids=told_ids.append(untold), times=None
-    )
+    return Entities(table=replace(told, frame=frame), ids=told_ids.append(untold), times=None)
 
 
 def _users(mapping: Mapping, users: Entities, start: datetime, where: Path) -> pl.DataFrame:

@@ -114,6 +114,15 @@ def test_refuses_and_writes_nothing(example: Path, tmp_path: Path, name: str) ->
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_bad_value_of_a_shown_poi_keeps_its_row_where_rows_before_it_are_left_out(example: Path) -> None:
+    dishes = example.parent / "dishes.csv"
+    edit(dishes, "soup,", "unseen,Nobody's soup,warm lunch,1,60.1,24.9\nsoup,")
+    edit(dishes, "24.950", "east")
+    edit(example, "key: id", "key: id\n  which: shown")
+    with pytest.raises(DataError, match=r"dishes\.csv, column 'lon', data row 4: 'east' is not a number"):
+        load(example)
+
+
 def test_number_that_is_no_label_is_refused(example: Path) -> None:
     edit(example, "{column: stars, at_least: 4}", "stars")
     with pytest.raises(DataError, match=r"'stars', data row 1: '5' is neither 0 nor 1; add at_least"):
