@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class Bundle:
         """The content of every file but the manifest, the same bytes for the same bundle."""
         files = {
             "encoding.json": self.encoding.to_json().encode(),
-            "schema.json": json.dumps(asdict(self.schema), indent=1, default=datetime.isoformat).encode(),
+            "schema.json": self.schema.to_json().encode(),
             "weights.safetensors": safetensors.torch.save(
                 {name: value.contiguous() for name, value in self.ranker.state_dict().items()}
             ),

@@ -87,6 +87,7 @@ class Schema:
     statistics: tuple[str, ...] = columns.USUAL_STATISTICS
     window_days: tuple[int, ...] = columns.WINDOW_DAYS
     like_minded: bool = False  # whether what like-minded users go to is kept too
+    shown_in: bool = False  # whether POIs say which scenarios may show them
     near_km: float = 1.0  # distances well below this one are alike: rankers read log(1 + distance / near_km)
     notes: str = ""
     world: str = ""
@@ -129,9 +130,16 @@ class Schema:
         """Two data sets of the same one mean the same users and POIs by the same ids; one may have the longer log."""
         return f"{self.dataset}/{self.world}" if self.world else self.dataset
 
+    def to_json(self) -> str:
+        """`shown_in` stands there only where it is used: other data sets, and bundles of them, keep their bytes."""
+        plain = asdict(self)
+        if not self.shown_in:
+            del plain["shown_in"]
+        return json.dumps(plain, indent=1, default=datetime.isoformat)
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1, default=datetime.isoformat) + "\n")
+        path.write_text(self.to_json() + "\n")
 
     @staticmethod
     def load(path: Path) -> Schema:
@@ -158,6 +166,7 @@ class Schema:
             statistics=tuple(raw.get("statistics", columns.USUAL_STATISTICS)),
             window_days=tuple(raw.get("window_days", columns.WINDOW_DAYS)),
             like_minded=raw.get("like_minded", False),
+            shown_in=raw.get("shown_in", False),
             near_km=raw.get("near_km", 1.0),
             notes=raw["notes"],
             world=raw.get("world", ""),
@@ -203,6 +212,7 @@ class Schema:
                     _required(columns.CATEGORY, pa.string()),
                     pa.field(columns.SPECIALTY, pa.string()),
                     pa.field(columns.OPEN_HOURS, pa.string()),  # 42 hex digits: feature_repo.hours
+                    *([pa.field(columns.SHOWN_IN, pa.list_(pa.string()))] if self.shown_in else []),
                     pa.field(columns.POI_LATITUDE, pa.float64()),
                     pa.field(columns.POI_LONGITUDE, pa.float64()),
                     *(pa.field(name, pa.string()) for name in self.poi_attributes),
@@ -302,12 +312,17 @@ def conform(name: str, table: pa.Table, schema: Schema) -> pa.Table:
 
 
 def check_references(tables: Mapping[str, pa.Table]) -> None:
-    """Every user, POI and scenario of an impression must be in its own table. Raises DataError."""
+    """Every user, POI and scenario of an impression, and scenario of a POI, must be in its table. Raises DataError."""
     impressions = tables["impressions"]
     named = [("users", columns.USER_ID), ("pois", columns.POI_ID), ("scenarios", columns.SCENARIO_ID)]
     for table, key in (*named, *([(BORDERS, columns.USER_ID)] if BORDERS in tables else [])):
         known = pc.is_in(impressions[key], value_set=tables[table][key].combine_chunks())
         _refuse("impressions", key, impressions[key], pc.invert(known), f"is not in {table}; add it there")
+    if columns.SHOWN_IN in tables["pois"].column_names:
+        shown_in = tables["pois"][columns.SHOWN_IN].combine_chunks()
+        ids, rows = shown_in.flatten(), shown_in.value_parent_indices()
+        known = pc.is_in(ids, value_set=tables["scenarios"][columns.SCENARIO_ID].combine_chunks())
+        _refuse("pois", columns.SHOWN_IN, ids, pc.invert(known), "is not in scenarios; add it there", rows)
 
 
 def _check_rules(name: str, table: pa.Table, schema: Schema) -> None:
@@ -354,12 +369,18 @@ def _check_range(name: str, table: pa.Table, column: str, low: float, high: floa
     _refuse(name, column, values, pc.fill_null(outside, False), f"is outside {low} .. {high}")
 
 
-def _refuse(name: str, column: str, values: pa.ChunkedArray, bad: pa.ChunkedArray, why: str) -> None:
-    """Raise for the first bad row, with its number (0-based), its value and how many more there are."""
-    count = pc.sum(bad).as_py() or 0
-    if count:
-        row = pc.index(bad, True).as_py()
-        raise DataError(f"{name}.{column}, row {row}: {values[row].as_py()!r} {why} ({count} such rows)")
+def _refuse(
+    name: str, column: str, values: pa.ChunkedArray, bad: pa.ChunkedArray, why: str, rows: pa.Array | None = None
+) -> None:
+    """Raise for the first bad value, with its row (0-based) and how many such rows there are.
+
+    Args:
+        rows: of the values; None: each has a row of its own.
+    """
+    if pc.any(bad).as_py():
+        at = pc.index(bad, True).as_py()
+        row, count = (at, pc.sum(bad)) if rows is None else (rows[at], pc.count_distinct(rows.filter(bad)))
+        raise DataError(f"{name}.{column}, row {row}: {values[at].as_py()!r} {why} ({count} such rows)")
 
 
 def _required(name: str, dtype: pa.DataType) -> pa.Field:

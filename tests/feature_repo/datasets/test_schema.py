@@ -99,10 +99,59 @@ def test_names_that_differ_in_case_alone_are_one_name() -> None:
 
 def test_a_schema_of_an_older_version_keeps_the_usual_statistics() -> None:
     raw = json.loads(json.dumps(asdict(schema()), default=datetime.isoformat))
-    del raw["statistics"], raw["window_days"], raw["like_minded"]
+    del raw["statistics"], raw["window_days"], raw["like_minded"], raw["shown_in"]
     read = Schema.from_json(json.dumps(raw))
     assert read.statistics == columns.USUAL_STATISTICS and read.window_days == columns.WINDOW_DAYS
-    assert not read.like_minded
+    assert not read.like_minded and not read.shown_in
+
+
+def test_what_is_not_used_is_not_told(tmp_path: Path) -> None:
+    """Data sets and bundles of before this flag keep their bytes, and so their hashes."""
+    for used in (False, True):
+        replace(schema(), shown_in=used).save(tmp_path / "schema.json")
+        text = (tmp_path / "schema.json").read_text()
+        assert ('"shown_in": true' in text) == ("shown_in" in text) == used
+        assert Schema.from_json(text).shown_in == used
+    whole = json.dumps(asdict(schema()), indent=1, default=datetime.isoformat)
+    assert schema().to_json() == whole.replace(' "shown_in": false,\n', "")
+
+
+def restricted(shown_in: Column) -> Dataset:
+    """The data set with the scenarios that may show each of its two POIs."""
+    made = {name: pa.table(columns) for name, columns in tables().items()}
+    made["pois"] = made["pois"].append_column("shown_in", pa.array(shown_in, pa.list_(pa.large_string())))
+    return Dataset(schema=replace(schema(), shown_in=True), tables=made)
+
+
+@pytest.mark.parametrize("shown_in", [[None, ["s", "t"]], [[], []], [None, None], [["t", "t"], None]])
+def test_a_poi_says_which_scenarios_may_show_it(tmp_path: Path, shown_in: Column) -> None:
+    restricted(shown_in).write(tmp_path / "sources")
+    assert pq.read_table(tmp_path / "sources" / "pois.parquet")["shown_in"].to_pylist() == shown_in
+
+
+@pytest.mark.parametrize(
+    ("shown_in", "message"),
+    [
+        ([None, ["s", "x"]], r"pois\.shown_in, row 1: 'x' is not in scenarios; add it there \(1 such rows\)"),
+        ([["x", "y"], ["z"]], r"pois\.shown_in, row 0: 'x' is not in scenarios; add it there \(2 such rows\)"),
+        ([None, ["s", None]], r"pois\.shown_in, row 1: None is not in scenarios"),
+    ],
+)
+def test_a_poi_of_an_unknown_scenario_is_refused(tmp_path: Path, shown_in: Column, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        restricted(shown_in).write(tmp_path / "sources")
+    assert not (tmp_path / "sources").exists()
+
+
+def test_scenarios_of_pois_belong_to_data_sets_that_say_so(tmp_path: Path) -> None:
+    whole = restricted([None, None])
+    with pytest.raises(DataError, match=r"pois: missing columns \[\], unknown columns \['shown_in'\]"):
+        replace(whole, schema=schema()).write(tmp_path / "sources")
+    bare = {**whole.tables, "pois": whole.tables["pois"].drop_columns(["shown_in"])}
+    with pytest.raises(DataError, match=r"pois: missing columns \['shown_in'\]"):
+        replace(whole, tables=bare).write(tmp_path / "sources")
+    with pytest.raises(DataError, match=r"shown_in.* are names of the project's own columns"):
+        replace(schema(), poi_attributes=("shown_in",))
 
 
 def set_to(table: str, column: str, row: int, value: object) -> Callable[[dict[str, dict[str, Column]]], None]:
