@@ -24,11 +24,12 @@ from feature_repo.datasets.mapping_file import (
     Mapping,
     PoiTable,
     SceneRule,
+    ShownRule,
     SplitRule,
     read_mapping,
     words_in,
 )
-from feature_repo.datasets.raw import RawTable
+from feature_repo.datasets.raw import RawTable, nearest
 from feature_repo.datasets.schema import DataError, Dataset, RequestField, Schema, Split
 
 UNKNOWN = "unknown"
@@ -100,6 +101,7 @@ def load(config: MappingConfig) -> Dataset:
         statistics=tuple(dict.fromkeys((*columns.USUAL_STATISTICS, *mapping.statistics))),
         window_days=mapping.window_days,
         like_minded=mapping.like_minded,
+        shown_in=mapping.pois.scenarios is not None,
         near_km=mapping.near_km,
         notes=_notes(mapping, config, left_out),
     )
@@ -108,8 +110,8 @@ def load(config: MappingConfig) -> Dataset:
     pois = _owners(mapping, config, "pois", log, times)
     start = frames.day_start(times.sort()[0])
     user_table = _users(mapping, users, start, config.file)
-    poi_table = _pois(mapping, pois, start, config.file)
     scenarios = _scenarios(mapping, impressions[columns.SCENARIO_ID], start)
+    poi_table = _pois(mapping, pois, start, config.file, scenarios[columns.SCENARIO_ID])
     return frames.assemble(schema, impressions=impressions, users=user_table, pois=poi_table, scenarios=scenarios)
 
 
@@ -298,7 +300,7 @@ def _users(mapping: Mapping, users: Entities, start: datetime, where: Path) -> p
     return _first_rows(named, users, start)
 
 
-def _pois(mapping: Mapping, pois: Entities, start: datetime, where: Path) -> pl.DataFrame:
+def _pois(mapping: Mapping, pois: Entities, start: datetime, where: Path, scenarios: pl.Series) -> pl.DataFrame:
     rule, table = mapping.pois, pois.table
     named = {columns.POI_ID: pois.ids, columns.NAME: pois.ids}
     if rule.name is not None:
@@ -311,11 +313,30 @@ def _pois(mapping: Mapping, pois: Entities, start: datetime, where: Path) -> pl.
     if rule.latitude is not None and rule.longitude is not None:
         named[columns.POI_LATITUDE] = _within(table, rule.latitude, -90, 90)
         named[columns.POI_LONGITUDE] = _within(table, rule.longitude, -180, 180)
+    if rule.scenarios is not None:
+        named[columns.SHOWN_IN] = _shown_in(rule.scenarios, table, scenarios)
     named |= {attribute.field: table.text(attribute.column) for attribute in rule.attributes}
     told = [name for name in (rule.name, rule.category, rule.specialty) if name is not None]
     default = " ".join(f"{{{name}}}." for name in told) or " ".join(f"{{{n}}}" for n in rule.key or mapping.columns.poi)
     named[columns.TEXT] = _fill(rule.text or default, table, f"{where}: pois.text")
     return _first_rows(named, pois, start)
+
+
+def _shown_in(rule: ShownRule, table: RawTable, scenarios: pl.Series) -> pl.Series:
+    """Of each POI the scenarios that may show it, a list; null: every one."""
+    table.require([rule.column])
+    lists = table.frame[rule.column]
+    if isinstance(lists.dtype, pl.List) and not lists.dtype.inner.is_nested():
+        lists = lists.cast(pl.List(pl.String))
+    else:
+        lists = table.text(rule.column).replace({"": None}).str.split(rule.separator)
+    unknown = lists.list.set_difference(scenarios.to_list())
+    bad = unknown.list.len() > 0
+    if bad.any():
+        word = unknown.filter(bad)[0][0]
+        why = f"names the unknown scenario {word!r}; add it under scenarios{nearest(str(word), scenarios)}"
+        table.refuse(rule.column, bad, why)
+    return lists
 
 
 def _first_rows(named: dict[str, pl.Series], source: Entities, start: datetime) -> pl.DataFrame:

@@ -177,6 +177,18 @@ Attributes = tuple[Annotated[AttributeRule, BeforeValidator(_column)], ...]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ShownRule:
+    """The scenarios that may show a POI: a column of lists of ids, or of texts with `separator` between ids."""
+
+    column: str
+    separator: str = "|"
+
+    def __post_init__(self) -> None:
+        if not self.separator:
+            raise ValueError("separator needs at least one character")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class UserTable:
     """Users from a table of their own, or (no file) from the log's columns as of a user's first row."""
 
@@ -193,6 +205,7 @@ class PoiTable:
     Args:
         which: `all`: each row of the table is a POI, and the log shows no others; `shown`: the POIs are those that the
             log shows, of which the table may tell more (its first row of each counts) or nothing.
+        scenarios: that may show a POI; every one where the column is empty, or there is none.
     """
 
     file: Files = ()
@@ -204,6 +217,7 @@ class PoiTable:
     longitude: str | None = None
     attributes: Attributes = ()
     text: str | None = None
+    scenarios: Annotated[ShownRule, BeforeValidator(_column)] | None = None
     which: Literal["all", "shown"] = "all"
 
     def __post_init__(self) -> None:

@@ -86,7 +86,7 @@ class RawTable:
         """Raises DataError for the first row where `bad` holds."""
         rows = bad.fill_null(False).arg_true()
         if len(rows):
-            value = self.frame[column][rows[0]]
+            value = self.frame[column][rows[:1]].to_list()[0]
             file, name, row = self._place(column, rows[0])
             raise DataError(f"{file}, column {name!r}, data row {row + 1}: {value!r} {why} ({len(rows)} such rows)")
 

@@ -98,6 +98,8 @@ REFUSALS = {
     "repeated key": ("dishes.csv", "salad,C", "soup,C", ["dishes.csv", "'id'", "data row 2", "'soup'", "unique"]),
     "word coordinate": ("dishes.csv", "24.950", "east", ["dishes.csv", "'lon'", "data row 3", "'east'", "number"]),
     "off the globe": ("dishes.csv", "60.171", "160.171", ["dishes.csv", "'lat'", "data row 2", "160.171", "90"]),
+    "separator": ("lunches.yaml", "key: id", "scenarios: {column: id, separator: ''}", ["pois.scenarios", "separator"]),
+    "rule": ("lunches.yaml", "key: id", "scenarios: {colunm: id}", ["pois.scenarios.colunm", "did you mean 'column'"]),
     "ragged": ("dishes.csv", "24.950", "24.950,1,2", ["dishes.csv", "not a readable table"]),
 }  # fmt: skip
 
@@ -112,6 +114,74 @@ def test_refuses_and_writes_nothing(example: Path, tmp_path: Path, name: str) ->
     for words in wanted:
         assert words in str(error.value)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def pages(example: Path, values: list[str], rule: str) -> list[list[str] | None]:
+    """Which scenarios may show soup, salad and cake where `dishes.csv` has these pages and the mapping this rule."""
+    dishes = example.parent / "dishes.csv"
+    added = ["pages", *values]
+    rows = zip(dishes.read_text().splitlines(), added, strict=True)
+    dishes.write_text("".join(f"{row},{more}\n" for row, more in rows))
+    edit(example, "  category: kind", f"  category: kind\n  scenarios: {rule}")
+    dataset = load(example)
+    dataset.write(example.parent / "sources")
+    assert dataset.schema.shown_in
+    return frame(dataset, "pois")["shown_in"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        (["home|lunch", "", "lunch"], "pages"),
+        (["home|lunch", '""', "lunch"], "{column: pages}"),  # which is no null to the reader
+        (["home; lunch", "", "lunch"], "{column: pages, separator: '; '}"),
+    ],
+)
+def test_a_poi_names_the_scenarios_that_may_show_it(example: Path, values: list[str], rule: str) -> None:
+    assert pages(example, values, rule) == [["home", "lunch"], None, ["lunch"]]
+
+
+def test_a_log_without_the_key_says_nothing_of_who_may_show_a_poi(example: Path) -> None:
+    dataset = load(example)
+    assert not dataset.schema.shown_in and "shown_in" not in dataset.tables["pois"].column_names
+
+
+def test_a_scenario_that_the_log_lacks_may_be_told(example: Path) -> None:
+    edit(example, "scenarios:\n", "scenarios:\n  party: {name: Party, text: What a party needs.}\n")
+    assert pages(example, ["party", "", ""], "pages") == [["party"], None, None]
+
+
+@pytest.mark.parametrize("bad", ["home|lunsh", "home|", " home", "home,lunch"])
+def test_a_scenario_that_is_none_is_named_by_its_place(example: Path, bad: str) -> None:
+    word = bad.split("|")[-1]
+    told = rf"dishes\.csv, column 'pages', data row 2: '{re.escape(bad)}' names the unknown scenario '{word}'; add it"
+    with pytest.raises(DataError, match=told):
+        pages(example, ["home", f'"{bad}"', "lunch"], "pages")
+    assert not (example.parent / "sources").exists()
+
+
+def test_lists_of_scenarios_may_be_empty_and_keep_their_rows(example: Path) -> None:
+    """Of a list no entry is no scenario; and the row that is named is that of the file, where others are left out."""
+    dishes = pl.DataFrame(
+        {
+            "id": ["unseen", "salad", "soup", "cake"],
+            "title": ["?", "Caesar salad", "Salmon soup", "Cake"],
+            "kind": ["?", "cold", "warm", "pastry"],
+            "price": [1, 2, 3, 4],
+            "lat": [None, 60.171, 60.17, 60.168],
+            "lon": [None, 24.945, 24.94, 24.95],
+            "pages": [["nowhere"], None, [], ["lunch"]],
+        }
+    )
+    dishes.write_parquet(example.parent / "dishes.parquet")
+    edit(example, "file: dishes.csv", "file: dishes.parquet\n  which: shown\n  scenarios: pages")
+    pois = frame(load(example), "pois")
+    assert dict(pois.select("poi_id", "shown_in").iter_rows()) == {"salad": None, "soup": [], "cake": ["lunch"]}
+    wrong = dishes.with_columns(pages=pl.Series([["nowhere"], None, [], ["lunch", "diner"]]))
+    wrong.write_parquet(example.parent / "dishes.parquet")
+    told = r"'pages', data row 4: \['lunch', 'diner'\] names the unknown scenario 'diner'"
+    with pytest.raises(DataError, match=told):
+        load(example)
 
 
 def test_a_bad_value_of_a_shown_poi_keeps_its_row_where_rows_before_it_are_left_out(example: Path) -> None:
