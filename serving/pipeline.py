@@ -165,7 +165,7 @@ class Pipeline:
         return self._ordered(context, request, request.poi_ids, limit, caller, descent)
 
     def recommend(self, request: RecommendRequest, caller: Caller = ANYBODY) -> Ranking:
-        """Find candidates and order them; empty where the filters leave none. Raises InvalidRequest, NoIndex, Gone."""
+        """Order what the scenario may show; empty where filters leave none. Raises InvalidRequest, NoIndex, Gone."""
         self._rules.check_recommend(request)
         if self.retriever is None:
             raise NoIndex("this server has no index: build one with `scenerank index`, or send candidates to Rank")

@@ -1,4 +1,4 @@
-"""Retrieval: the POIs nearest to a request by inner product, filtered by distance and opening hours inside the search.
+"""Retrieval: the POIs nearest to a request by inner product; the search itself obeys scenario, distance, opening hours.
 
 `Retriever` turns one request into a vector and asks a `VectorSearch`, which is exact or approximate.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,10 +127,11 @@ class Retriever:
         near: tuple[float, float, float] | None = None,
         open_hour_of_week: int | None = None,
     ) -> Neighbours:
-        """The k best POIs for a request.
+        """The k best of the POIs that the request's scenario may show.
 
         Args:
-            table: one row with the columns of user, scenario, scene, recent POIs and place; absent ones are unknown.
+            table: one row with the columns of user, scenario, scene, recent POIs and place; absent ones are unknown. An
+                unknown scenario may show what every one may.
             k: >= 1; more than there are POIs means all.
             near: latitude, longitude (degrees) and radius (km); POIs without coordinates do not pass.
             open_hour_of_week: 0 (Monday 00:00) .. 167 local; only POIs known to be closed then do not pass.
@@ -140,7 +142,9 @@ class Retriever:
             raise RetrievalError(f"the table must have one row, the request; it has {len(table)}")
         if k < 1:
             raise RetrievalError(f"k must be at least 1, got {k}")
-        rows, scores = self.search.search(self.embed(table)[0], k, self.allowed(near, open_hour_of_week))
+        scenario_id = table[columns.SCENARIO_ID][0].as_py() if columns.SCENARIO_ID in table.column_names else None
+        allowed_P = self.allowed(scenario_id, near, open_hour_of_week)
+        rows, scores = self.search.search(self.embed(table)[0], k, allowed_P)
         return Neighbours(tuple(self._ids[rows].tolist()), scores)
 
     def embed(self, table: pa.Table) -> np.ndarray:
@@ -148,9 +152,13 @@ class Retriever:
         with torch.inference_mode():
             return self.artefact.tower(self.artefact.inputs.query(table)).numpy()
 
-    def allowed(self, near: tuple[float, float, float] | None, open_hour_of_week: int | None) -> np.ndarray | None:
-        """Which POIs pass the filters, bool (P,); None where there is no filter."""
+    def allowed(
+        self, scenario_id: str | None, near: tuple[float, float, float] | None, open_hour_of_week: int | None
+    ) -> np.ndarray | None:
+        """Which POIs the scenario may show and the filters let pass, bool (P,); None where that is all."""
         masks = []
+        if self._shown_P:
+            masks.append(self._shown_P.get(scenario_id, self._shown_P[None]))
         if near is not None:
             masks.append(self._within(*near))
         if open_hour_of_week is not None:
@@ -176,6 +184,18 @@ class Retriever:
         inside = np.zeros(len(poi_latitude), dtype=bool)
         inside[candidates] = distance_km <= radius_km
         return inside
+
+    @cached_property
+    def _shown_P(self) -> Mapping[str | None, np.ndarray]:
+        """Which POIs a scenario may show, bool (P,); None: one that no POI names. Empty where all may show all."""
+        shown_in_P = self.artefact.pois[columns.SHOWN_IN].combine_chunks()
+        if shown_in_P.null_count == len(shown_in_P):
+            return {}
+        ids = shown_in_P.flatten().dictionary_encode()
+        scenarios = [*ids.dictionary.to_pylist(), None]
+        shown_SP = np.tile(shown_in_P.is_null().to_numpy(zero_copy_only=False), (len(scenarios), 1))
+        shown_SP[ids.indices.to_numpy(), shown_in_P.value_parent_indices().to_numpy()] = True
+        return dict(zip(scenarios, shown_SP, strict=True))
 
     @cached_property
     def _places(self) -> tuple[np.ndarray, np.ndarray]:

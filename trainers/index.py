@@ -4,7 +4,7 @@
     inputs.json        encoding and place frame of the query tower
     query.safetensors  weights of the query tower
     index.faiss        POI vectors, searched by inner product
-    pois.parquet       poi_id, coordinates and opening hours of each FAISS row: ids are converted here and nowhere else
+    pois.parquet       id, place, opening hours and scenarios of each FAISS row: ids are converted here and nowhere else
 
 An exact search takes 0.3 ms at 10,000 POIs and 7 ms at 100,000 (112 numbers, one core), so it serves up to
 `exact_up_to`; beyond, inverted lists (IVF) are probed, as many of them as reach `recall_floor` against the exact search
@@ -36,7 +36,7 @@ from trainers.plain import from_plain, to_plain
 from trainers.tower_inputs import TowerInputs, degrees
 
 FAISS: Any = faiss  # its type stubs lack the keyword arguments of its own Python layer
-FORMAT = 1
+FORMAT = 2  # 1 did not know which scenarios may show a POI
 MANIFEST, INPUTS, WEIGHTS, INDEX, POIS = FILES = (
     "manifest.json",
     "inputs.json",
@@ -57,6 +57,7 @@ POI_SCHEMA = pa.schema(
         columns.POI_LATITUDE: pa.float64(),
         columns.POI_LONGITUDE: pa.float64(),
         columns.OPEN_HOURS: pa.string(),
+        columns.SHOWN_IN: pa.list_(pa.string()),
     }
 )
 OPEN_HOURS_TEXT = "^([0-9a-fA-F]{42})?$"  # as `feature_repo.hours` writes them; empty: unknown
@@ -122,13 +123,16 @@ def filter_columns(pois: pa.Table) -> pa.Table:
         counts = ids.combine_chunks().value_counts()
         twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
         raise IndexArtefactError(f"POI {twice.as_py()!r} stands twice in the table of POIs; keys are unique")
+    everywhere = columns.SHOWN_IN not in pois.column_names
     return pa.table(
         {
-            columns.POI_ID: ids.cast(pa.string()),
+            columns.POI_ID: ids,
             columns.POI_LATITUDE: degrees(pois, columns.POI_LATITUDE),
             columns.POI_LONGITUDE: degrees(pois, columns.POI_LONGITUDE),
-            columns.OPEN_HOURS: pois[columns.OPEN_HOURS].cast(pa.string()),
-        }
+            columns.OPEN_HOURS: pois[columns.OPEN_HOURS],
+            columns.SHOWN_IN: pa.nulls(len(pois)) if everywhere else pois[columns.SHOWN_IN],
+        },
+        schema=POI_SCHEMA,
     )
 
 
@@ -257,7 +261,19 @@ def _pois(content: bytes) -> pa.Table:
         raise inert.Untrusted("every POI needs an id of its own")
     if not pc.all(pc.match_substring_regex(hours, OPEN_HOURS_TEXT), min_count=0).as_py():
         raise inert.Untrusted("opening hours are 42 hexadecimal digits")
+    _check_scenarios(pois[columns.SHOWN_IN].combine_chunks())
     return pois
+
+
+def _check_scenarios(shown_in_P: pa.ListArray) -> None:
+    """Raises ValueError for scenarios without an id, and for more than there is memory for: each takes a byte a POI."""
+    shown_in_P.validate(full=True)  # that they are text, too
+    ids = shown_in_P.flatten()
+    if ids.null_count:
+        raise inert.Untrusted("every scenario needs an id")
+    scenarios = pc.count_distinct(ids).as_py()
+    if scenarios * len(shown_in_P) > inert.TABLE_BYTES:
+        raise inert.Untrusted(f"{scenarios} scenarios of {len(shown_in_P)} POIs are too many")
 
 
 def _verified(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:

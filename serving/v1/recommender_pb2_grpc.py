@@ -89,14 +89,15 @@ class RecommenderServiceServicer:
     """
 
     def Rank(self, request, context):
-        """Orders the caller's own candidates.
+        """Orders the caller's own candidates, whichever scenarios may show them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Recommend(self, request, context):
-        """Finds candidates and orders them. FAILED_PRECONDITION where the server runs without an index.
+        """Finds candidates among the places that the request's scenario may show, and orders them. A place that names no
+        scenarios may be shown in every one. FAILED_PRECONDITION where the server runs without an index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

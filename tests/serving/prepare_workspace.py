@@ -44,8 +44,12 @@ def main(root: Path) -> None:
     workspace = activate(root)
     dataset = build(CITY)
     # All that a dataset can keep, so that all of it is compared online and offline.
-    schema = replace(dataset.schema, statistics=tuple(columns.STATISTICS), window_days=(7, 28, 365), like_minded=True)
-    dataset = replace(dataset, schema=schema)
+    kept = {"statistics": tuple(columns.STATISTICS), "window_days": (7, 28, 365), "like_minded": True, "shown_in": True}
+    pois, scenarios = dataset.tables["pois"], dataset.tables["scenarios"][columns.SCENARIO_ID].to_pylist()
+    # Some may be shown everywhere, others in every scenario by name, so that no test misses one.
+    shown_in = pa.array([None if at % 2 else scenarios for at in range(len(pois))])
+    tables = {**dataset.tables, "pois": pois.append_column(columns.SHOWN_IN, shown_in)}
+    dataset = replace(dataset, schema=replace(dataset.schema, **kept), tables=tables)
     dataset.write(workspace.sources)
     aggregates.build(workspace)
     for space in columns.KNOWLEDGE:

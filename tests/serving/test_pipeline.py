@@ -4,16 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from feature_repo import columns, geo
 from feature_repo.store import open_store
+from serving.client import Recommender, Wish
 from serving.features import FeatureReader
 from serving.online import ServiceMismatch, ValueStatus
 from serving.pipeline import NoIndex, Pipeline, order
 from serving.request import InvalidRequest, Objective, Place, RankRequest, RecommendRequest, RequestContext
 from serving.retriever import Retriever
 from serving.scorer import Scorer
+from serving.server import ServerOptions, create_server
 
 HERE = Place(60.17, 24.94)
 PRESENT, MISSING = ValueStatus.PRESENT, ValueStatus.MISSING
@@ -145,6 +148,49 @@ def test_only_open_places_at_that_local_hour(pipeline, context):
     hour = pd.Timestamp(at_night.time_us, unit="us", tz="UTC").tz_convert(pipeline.bundle.schema.timezone)
     bits = [bin(int("1" + text, 16))[3:] for text in reading.table[columns.OPEN_HOURS].to_pylist()]
     assert {week[hour.dayofweek * 24 + hour.hour] for week in bits} == {"0"}
+
+
+@pytest.fixture
+def restricted(workspace, pipeline):
+    """The pipeline over an index whose places may be shown everywhere, in search, or nowhere, in turn."""
+    artefact = pipeline.retriever.artefact
+    rules = pa.array([[None, ["search"], []][at % 3] for at in range(len(artefact.pois))], pa.list_(pa.string()))
+    pois = artefact.pois.set_column(artefact.pois.column_names.index(columns.SHOWN_IN), columns.SHOWN_IN, rules)
+    reader = FeatureReader(open_store(workspace), pipeline.bundle)
+    return Pipeline(reader, Scorer(pipeline.bundle), Retriever(replace(artefact, pois=pois)))
+
+
+def may_show(restricted, scenario_id):
+    ids = restricted.retriever.artefact.pois[columns.POI_ID].to_pylist()
+    return {poi_id for at, poi_id in enumerate(ids) if at % 3 == 0 or (at % 3 == 1 and scenario_id == "search")}
+
+
+@pytest.mark.parametrize("scenario_id", ["home_feed", "search"])
+def test_recommend_finds_what_the_scenario_may_show(pipeline, restricted, context, scenario_id):
+    context = replace(context, scenario_id=scenario_id)
+    shown = may_show(restricted, scenario_id)
+    assert 0 < len(shown) < len(pipeline.retriever)
+    found = restricted.recommend(RecommendRequest(context=context, candidates=1000, limit=1000))
+    assert set(found.poi_ids) == shown
+    narrow = RecommendRequest(context=context, candidates=1000, limit=1000, radius_km=0.8, only_open=True)
+    assert set(restricted.recommend(narrow).poi_ids) == shown & set(pipeline.recommend(narrow).poi_ids)
+
+
+def test_rank_orders_candidates_whichever_scenarios_may_show_them(restricted, context, poi_ids):
+    assert not set(poi_ids) <= may_show(restricted, context.scenario_id)
+    assert set(restricted.rank(RankRequest(context=context, poi_ids=poi_ids)).poi_ids) == set(poi_ids)
+
+
+def test_a_server_recommends_what_the_scenario_may_show(restricted, asker, poi_ids):
+    server = create_server(restricted, ServerOptions(metrics_port=0))
+    try:
+        with Recommender(f"127.0.0.1:{server.port}") as client:
+            for scenario_id in ("lunch_deals", "search"):
+                found = client.recommend(replace(asker, scenario_id=scenario_id), Wish(candidates=1000, limit=1000))
+                assert set(found.poi_ids) == may_show(restricted, scenario_id)
+            assert set(client.rank(asker, poi_ids).poi_ids) == set(poi_ids)
+    finally:
+        server.stop()
 
 
 def test_without_an_index_recommend_says_what_to_do(workspace, pipeline, context):

@@ -21,9 +21,13 @@ RANDOM = np.random.default_rng(5)
 OPEN = RANDOM.random((POIS, hours.HOURS_A_WEEK)) < 0.5
 LATITUDE, LONGITUDE = 60 + RANDOM.random(POIS) / 10, 24.9 + RANDOM.random(POIS) / 5
 UNKNOWN = 3  # the first POIs have neither hours nor a place
+# Every POI may be shown everywhere, or: nowhere, on one page, on two.
+RULES = [None, [], ["search"], ["search", "lunch"], None]
+SHOWN_IN = [RULES[i % len(RULES)] for i in range(POIS)]
+SCENARIOS = ("search", "lunch", "feed", None)  # no POI names the last two
 
 
-def pois() -> pa.Table:
+def pois(shown_in: list[list[str] | None] | None = None) -> pa.Table:
     known = [None] * UNKNOWN
     return pa.table(
         {
@@ -31,11 +35,12 @@ def pois() -> pa.Table:
             columns.OPEN_HOURS: pa.array([*known, *(hours.encode(row) for row in OPEN[UNKNOWN:])], pa.string()),
             columns.POI_LATITUDE: pa.array([*known, *LATITUDE[UNKNOWN:]], pa.float64()),
             columns.POI_LONGITUDE: pa.array([*known, *LONGITUDE[UNKNOWN:]], pa.float64()),
+            columns.SHOWN_IN: pa.array(shown_in or [None] * POIS, pa.list_(pa.string())),
         }
     )
 
 
-def built(config: IndexConfig) -> Retriever:
+def built(config: IndexConfig, shown_in: list[list[str] | None] | None = None) -> Retriever:
     """A tower with random weights over random POI vectors."""
     encoding = Encoding(
         timezone="UTC",
@@ -65,12 +70,13 @@ def built(config: IndexConfig) -> Retriever:
         scene_fingerprints={},
         metrics={},
     )
-    return Retriever(
-        IndexArtefact(manifest=manifest, inputs=inputs, tower=tower, index=index, pois=filter_columns(pois()))
-    )
+    kept = filter_columns(pois(shown_in))
+    return Retriever(IndexArtefact(manifest=manifest, inputs=inputs, tower=tower, index=index, pois=kept))
 
 
-BUILT = {"exact": built(IndexConfig()), "ivf": built(IndexConfig(exact_up_to=0))}
+KINDS = {"exact": IndexConfig(), "ivf": IndexConfig(exact_up_to=0)}
+BUILT = {kind: built(config) for kind, config in KINDS.items()}
+RESTRICTED = {kind: built(config, SHOWN_IN) for kind, config in KINDS.items()}
 
 
 @pytest.fixture(params=sorted(BUILT))
@@ -78,10 +84,11 @@ def retriever(request: pytest.FixtureRequest) -> Retriever:
     return BUILT[request.param]
 
 
-def asked(user: str | None = "u1", latitude: float | None = 60.05) -> pa.Table:
+def asked(user: str | None = "u1", latitude: float | None = 60.05, scenario: str | None = "search") -> pa.Table:
     return pa.table(
         {
             columns.USER_ID: pa.array([user], pa.string()),
+            columns.SCENARIO_ID: pa.array([scenario], pa.string()),
             "event_time_us": [1_430_000_000_000_000],
             columns.LATITUDE: pa.array([latitude], pa.float64()),
             columns.LONGITUDE: pa.array([None if latitude is None else 25.0], pa.float64()),
@@ -101,9 +108,16 @@ def test_poi_ids_belong_to_their_vectors() -> None:
     assert found.scores.dtype == np.float32
 
 
-@settings(max_examples=60, deadline=None)
+def showable(scenario: str | None) -> np.ndarray:
+    """Which POIs of `RESTRICTED` the scenario may show."""
+    return np.array([rule is None or scenario in rule for rule in SHOWN_IN])
+
+
+@settings(max_examples=120, deadline=None)
 @given(
-    kind=st.sampled_from(sorted(BUILT)),
+    kind=st.sampled_from(sorted(KINDS)),
+    scenario=st.sampled_from(SCENARIOS),
+    restricted=st.booleans(),
     k=st.integers(1, 60),
     latitude=st.floats(59.9, 60.2),
     longitude=st.floats(24.8, 25.2),
@@ -111,16 +125,57 @@ def test_poi_ids_belong_to_their_vectors() -> None:
     hour=st.one_of(st.none(), st.integers(0, 167)),
 )
 def test_filters_are_those_of_brute_force(
-    kind: str, k: int, latitude: float, longitude: float, radius_km: float, hour: int | None
+    kind: str,
+    scenario: str | None,
+    restricted: bool,
+    k: int,
+    latitude: float,
+    longitude: float,
+    radius_km: float,
+    hour: int | None,
 ) -> None:
     km = geo.distance_km(np.array([latitude]), np.array([longitude]), LATITUDE, LONGITUDE)
     passes = km <= radius_km
     passes[:UNKNOWN] = False
     if hour is not None:
         passes &= OPEN[:, hour]
-    found = BUILT[kind].retrieve(asked(), k, near=(latitude, longitude, radius_km), open_hour_of_week=hour)
+    if restricted:
+        passes &= showable(scenario)
+    retriever, near = (RESTRICTED if restricted else BUILT)[kind], (latitude, longitude, radius_km)
+    found = retriever.retrieve(asked(scenario=scenario), k, near=near, open_hour_of_week=hour)
     assert set(found.poi_ids) <= {f"p{i}" for i in np.flatnonzero(passes)}
     assert len(set(found.poi_ids)) == len(found) == len(found.scores) == min(k, passes.sum())
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_scenario_shows_its_own_pois_and_those_that_every_one_may(kind: str, scenario: str | None) -> None:
+    found = RESTRICTED[kind].retrieve(asked(scenario=scenario), POIS)
+    assert set(found.poi_ids) == {f"p{i}" for i in np.flatnonzero(showable(scenario))}
+    assert "p1" not in found.poi_ids and "p0" in found.poi_ids
+    assert ("p2" in found.poi_ids) == (scenario == "search")
+    assert ("p3" in found.poi_ids) == (scenario in ("search", "lunch"))
+
+
+def test_what_a_scenario_may_not_show_takes_no_place_of_what_it_may() -> None:
+    """The filter is inside the search: the best five that may be shown, not those of the best five that may."""
+    retriever = RESTRICTED["exact"]
+    vectors = retriever.artefact.index.reconstruct_n(0, POIS)
+    score = np.where(showable("feed"), vectors @ retriever.embed(asked(scenario="feed"))[0], -np.inf)
+    found = retriever.retrieve(asked(scenario="feed"), 5)
+    assert found.poi_ids == tuple(f"p{i}" for i in np.argsort(-score)[:5])
+
+
+def test_a_request_of_no_scenario_is_shown_what_every_one_may() -> None:
+    found = RESTRICTED["exact"].retrieve(asked().drop_columns([columns.SCENARIO_ID]), POIS)
+    assert set(found.poi_ids) == {f"p{i}" for i in np.flatnonzero(showable(None))}
+
+
+def test_masks_are_made_once_and_only_where_a_poi_is_restricted(retriever: Retriever) -> None:
+    assert retriever.allowed("search", None, None) is None
+    assert RESTRICTED["exact"]._shown_P is RESTRICTED["exact"]._shown_P
+    nowhere = built(IndexConfig(), [[]] * POIS)
+    assert nowhere.retrieve(asked(), POIS).poi_ids == ()
 
 
 def test_a_poi_of_unknown_hours_is_not_closed() -> None:

@@ -460,6 +460,10 @@ def test_an_index_of_other_sizes_than_its_files_is_refused(index: Path, path: st
         (columns.POI_LATITUDE, pa.array([0] * POIS)),
         (columns.OPEN_HOURS, pa.array(["x" * 42] * POIS)),
         (columns.OPEN_HOURS, pa.array(["0" * 41] * POIS)),
+        (columns.SHOWN_IN, pa.array(["search"] * POIS)),
+        (columns.SHOWN_IN, pa.array([[1]] * POIS)),
+        (columns.SHOWN_IN, pa.array([["search", None]] * POIS)),
+        (columns.SHOWN_IN, pa.array([[b"\xff"]] * POIS).cast(pa.list_(pa.string()), safe=False)),
         ("hook", pa.array([""] * POIS)),
     ],
 )
@@ -470,6 +474,20 @@ def test_pois_that_are_none_are_refused(index: Path, column: str, values: pa.Arr
     pq.write_table(table, index / "pois.parquet")
     seal(index)
     refused(index, r"pois\.parquet: cannot be used")
+
+
+def test_more_scenarios_than_there_is_memory_for_are_refused(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = pa.array([f"p{poi}" for poi in range(1000)])
+    places, hours = pa.nulls(1000, pa.float64()), pa.nulls(1000, pa.string())
+    columns_of = [ids, places, places, hours, pa.array([[poi] for poi in ids.to_pylist()])]
+    pq.write_table(pa.table(columns_of, schema=indexes.POI_SCHEMA), index / "pois.parquet")
+    seal(index)
+    for limit, reason in (
+        (10**6, r"index\.faiss"),
+        (10**6 - 1, r"pois\.parquet: .* 1000 scenarios of 1000 POIs are too"),
+    ):
+        monkeypatch.setattr(inert, "TABLE_BYTES", limit)
+        refused(index, reason)
 
 
 DAMAGE = """

@@ -28,6 +28,7 @@ from trainers.models.tower import QueryTower, TowerConfig
 from trainers.tower_inputs import PlaceFrame, TowerInputs
 
 POIS = 9
+SHOWN_IN = [None, [], ["search"], ["search", "lunch"], *[None] * 5]
 
 
 def pois(ids: list[str] | None = None) -> pa.Table:
@@ -36,6 +37,7 @@ def pois(ids: list[str] | None = None) -> pa.Table:
             columns.POI_ID: ids or [f"p{i}" for i in range(POIS)],
             columns.CATEGORY: ["cafe"] * POIS,
             columns.OPEN_HOURS: pa.array([None, *["0" * 42] * (POIS - 1)], pa.string()),
+            columns.SHOWN_IN: pa.array(SHOWN_IN, pa.large_list(pa.large_string())),
             columns.POI_LATITUDE: pa.array([None, *(60.0 + i for i in range(1, POIS))], pa.float64()),
             columns.POI_LONGITUDE: pa.array([25.0] * POIS, pa.float64()),
         }
@@ -88,6 +90,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert after.manifest == manifest and len(manifest.version) == 16
     assert after.pois[columns.POI_ID].to_pylist() == [f"p{i}" for i in range(POIS)]
     assert np.isnan(after.pois[columns.POI_LATITUDE].to_numpy()[0])
+    assert after.pois[columns.SHOWN_IN].to_pylist() == SHOWN_IN
     vectors = [a.index.reconstruct_n(0, POIS) for a in (before, after)]
     assert np.array_equal(*vectors)
     table = pa.table({columns.USER_ID: ["u", None], "event_time_us": [0, 0]})
@@ -130,13 +133,26 @@ def test_a_surplus_file_and_no_folder_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(("key", "value"), [("format", 2), ("surprise", 1), ("seed", "0"), ("files", {})])
+@pytest.mark.parametrize(("key", "value"), [("format", 3), ("surprise", 1), ("seed", "0"), ("files", {})])
 def test_a_manifest_of_another_kind_is_refused(tmp_path: Path, key: str, value: object) -> None:
     save(artefact(), tmp_path / "index")
     path = tmp_path / "index" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(IndexArtefactError):
         load(tmp_path / "index")
+
+
+def test_an_index_of_the_format_before_is_to_be_built_again(tmp_path: Path) -> None:
+    save(artefact(), tmp_path / "index")
+    path = tmp_path / "index" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    with pytest.raises(IndexArtefactError, match="has format 1, this program reads 2; build the index again"):
+        load(tmp_path / "index")
+
+
+def test_pois_that_name_no_scenarios_may_be_shown_in_all() -> None:
+    kept = filter_columns(pois().drop_columns([columns.SHOWN_IN]))
+    assert kept.schema == filter_columns(pois()).schema and kept[columns.SHOWN_IN].null_count == POIS
 
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
