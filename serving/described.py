@@ -17,6 +17,7 @@ class Described(reflection.ReflectionServicer):  # type: ignore[misc] # grpc has
     def __init__(self, services: Sequence[str]) -> None:
         super().__init__([*services, reflection.SERVICE_NAME])
         self._open: set[grpc.ServicerContext] = set()
+        self._stops = False
         self._lock = threading.Lock()
 
     def serve(self, server: grpc.Server) -> None:
@@ -26,6 +27,7 @@ class Described(reflection.ReflectionServicer):  # type: ignore[misc] # grpc has
     def stop(self) -> None:
         """End the streams that are open: some tools keep theirs for as long as they run."""
         with self._lock:
+            self._stops = True
             ended = list(self._open)
         for context in ended:
             context.cancel()
@@ -34,7 +36,7 @@ class Described(reflection.ReflectionServicer):  # type: ignore[misc] # grpc has
         self, requests: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
     ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
         with self._lock:
-            has_place = len(self._open) < STREAMS
+            has_place = len(self._open) < STREAMS and not self._stops
             if has_place:
                 self._open.add(context)
         if not has_place:

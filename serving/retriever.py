@@ -155,10 +155,9 @@ class Retriever:
     def allowed(
         self, scenario_id: str | None, near: tuple[float, float, float] | None, open_hour_of_week: int | None
     ) -> np.ndarray | None:
-        """Which POIs the scenario may show and the filters let pass, bool (P,); None where that is all."""
-        masks = []
-        if self._shown_P:
-            masks.append(self._shown_P.get(scenario_id, self._shown_P[None]))
+        """Which POIs the scenario may show and the filters let pass, bool (P,); None: all, without a filter."""
+        shown_P = self._shown_by_scenario.get(scenario_id, self._shown_by_scenario[None])
+        masks = [] if shown_P is None else [shown_P]
         if near is not None:
             masks.append(self._within(*near))
         if open_hour_of_week is not None:
@@ -186,16 +185,16 @@ class Retriever:
         return inside
 
     @cached_property
-    def _shown_P(self) -> Mapping[str | None, np.ndarray]:
-        """Which POIs a scenario may show, bool (P,); None: one that no POI names. Empty where all may show all."""
+    def _shown_by_scenario(self) -> Mapping[str | None, np.ndarray | None]:
+        """Which POIs a scenario may show, bool (P,), or None for all; under None, one that no POI names."""
         shown_in_P = self.artefact.pois[columns.SHOWN_IN].combine_chunks()
         if shown_in_P.null_count == len(shown_in_P):
-            return {}
+            return {None: None}
         ids = shown_in_P.flatten().dictionary_encode()
         scenarios = [*ids.dictionary.to_pylist(), None]
         shown_SP = np.tile(shown_in_P.is_null().to_numpy(zero_copy_only=False), (len(scenarios), 1))
         shown_SP[ids.indices.to_numpy(), shown_in_P.value_parent_indices().to_numpy()] = True
-        return dict(zip(scenarios, shown_SP, strict=True))
+        return {name: None if shown_P.all() else shown_P for name, shown_P in zip(scenarios, shown_SP, strict=True)}
 
     @cached_property
     def _places(self) -> tuple[np.ndarray, np.ndarray]:

@@ -205,7 +205,7 @@ class PoiTable:
     Args:
         which: `all`: each row of the table is a POI, and the log shows no others; `shown`: the POIs are those that the
             log shows, of which the table may tell more (its first row of each counts) or nothing.
-        scenarios: that may show a POI; every one where the column is empty, or there is none.
+        scenarios: that may show a POI; every one where a text is empty or null, or there is no such column.
     """
 
     file: Files = ()

@@ -91,7 +91,7 @@ class RawTable:
             raise DataError(f"{file}, column {name!r}, data row {row + 1}: {value!r} {why} ({len(rows)} such rows)")
 
     def _place(self, column: str, row: int) -> tuple[Path, str, int]:
-        if self.origin is None:
+        if self.origin is None or row >= len(self.origin):  # rows of entities that the table does not tell of
             return self.file, column, row
         number, at = self.origin.row(row)
         piece = self.pieces[number]

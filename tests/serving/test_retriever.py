@@ -171,9 +171,11 @@ def test_a_request_of_no_scenario_is_shown_what_every_one_may() -> None:
     assert set(found.poi_ids) == {f"p{i}" for i in np.flatnonzero(showable(None))}
 
 
-def test_masks_are_made_once_and_only_where_a_poi_is_restricted(retriever: Retriever) -> None:
+def test_who_may_show_all_searches_without_a_filter(retriever: Retriever) -> None:
     assert retriever.allowed("search", None, None) is None
-    assert RESTRICTED["exact"]._shown_P is RESTRICTED["exact"]._shown_P
+    all_in_search = built(IndexConfig(), [["search"]] * POIS)
+    assert all_in_search.allowed("search", None, None) is None
+    assert all_in_search.allowed("feed", None, None) is not None
     nowhere = built(IndexConfig(), [[]] * POIS)
     assert nowhere.retrieve(asked(), POIS).poi_ids == ()
 

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from serving import unread
 from serving.auth import Tokens
 from serving.client import Access, Asker, Recommender
-from serving.described import STREAMS
+from serving.described import STREAMS, Described
 from serving.life import READING as HEALTH_READING
 from serving.pipeline import Pipeline
 from serving.server import SPARE_THREADS, RunningServer, ServerOptions, create_server
@@ -189,3 +189,18 @@ def test_a_stop_waits_for_nobody_who_holds_a_call_open(pipeline: Pipeline, silen
         assert server.stop()
         assert time.monotonic() - started < unread.PATIENCE_S + 7
         until(lambda: all(call.done() for call in (*held, stream)))
+
+
+def test_a_reflection_stream_that_opens_at_a_stop_is_refused(silent: Silent) -> None:
+    """What gRPC took just before a stop begins just after it."""
+    described = Described(("x",))
+    server = grpc.server(ThreadPoolExecutor(1))
+    described.serve(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        described.stop()
+        with pytest.raises(grpc.RpcError) as refused:
+            next(reflect(channel, silent))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    server.stop(0).wait()
