@@ -96,8 +96,8 @@ class RecommenderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Recommend(self, request, context):
-        """Finds candidates among the places that the request's scenario may show, and orders them. A place of
-        which the data set does not say so may be shown in every one. FAILED_PRECONDITION where the server has no index.
+        """Finds candidates among the places that the request's scenario may show, and orders them. A place of which the data set
+        does not say where may be shown in every one. FAILED_PRECONDITION where the server runs without an index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

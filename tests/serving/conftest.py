@@ -97,7 +97,7 @@ def refused(call: Callable[[], Any]) -> grpc.RpcError:
     return error.value
 
 
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     """Wait for it; a test whose condition does not come fails."""
     end = time.monotonic() + seconds
     while not condition():

@@ -241,17 +241,17 @@ def test_a_follower_outlives_whatever_goes_wrong(
     path = tmp_path / "agreed.json"
     path.write_text("no JSON")
     follower = Follower(path, live, load_from_the_registry, os.getppid(), every_s=0.01)
-    until(lambda: "cannot read, or say, what is agreed on" in caplog.text)
+    until(lambda: "cannot read, or say, what is agreed on" in caplog.text, seconds=60)
     time.sleep(0.1)
     assert caplog.text.count("cannot read, or say") == 1, "told once"
     ple = bundles.load(workspace.bundles / "ple").manifest.version
     agreement.say(path, Agreed("ple", replace(identity_of(live.current), bundle=ple)))
     assert tried.acquire(timeout=60)
-    until(lambda: "the registry is down" in caplog.text)
+    until(lambda: "the registry is down" in caplog.text, seconds=60)
     assert live.name == "larr" and not tried.acquire(timeout=0.2), "it is not tried again and again"
     away.clear()
     follower._again = 0.0
-    until(lambda: live.name == "ple")
+    until(lambda: live.name == "ple", seconds=60)
     follower.close()
 
 

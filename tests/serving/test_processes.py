@@ -71,7 +71,7 @@ def test_one_that_dies_is_replaced_and_all_end_together(tmp_path: Path) -> None:
         assert looking_after.stdout.readline().startswith("all on ")
         (killed,) = [pid for n, pid in lines(tmp_path) if n == "1"]
         os.kill(killed, signal.SIGKILL)
-        until(lambda: len(lines(tmp_path)) == 3)
+        until(lambda: len(lines(tmp_path)) == 3, seconds=60)
         assert [n for n, _ in lines(tmp_path)].count("1") == 2
         looking_after.terminate()
         assert looking_after.wait(10) == 0
@@ -102,7 +102,7 @@ def test_where_one_takes_too_long_none_goes_on_and_it_is_said(
 
 def test_a_stop_while_they_start_is_a_stop(tmp_path: Path) -> None:
     with supervised(tmp_path, "100", "-1") as looking_after:
-        until(lambda: len(lines(tmp_path)) == 2)
+        until(lambda: len(lines(tmp_path)) == 2, seconds=60)
         looking_after.terminate()
         printed, _ = looking_after.communicate(timeout=30)
         assert looking_after.returncode == 0 and "all on" not in printed
@@ -170,21 +170,21 @@ def test_they_agree_on_what_answers_and_one_that_died_comes_back_to_it(
             return list(stub.Rank(request, timeout=60).ranking.p_click)
 
         assert len(children(served.process)) == 2
-        until(lambda: both_answer_with(larr))
+        until(lambda: both_answer_with(larr), seconds=60)
         one, other = of_each(served.address, scores)
         assert one == other and len(one) == len(poi_ids), "the same in every process"
         with Operator(served.address) as operator, pytest.raises(grpc.RpcError, match="a shadow would be one's alone"):
             operator.shadow("ple", 0.5)
         with Operator(served.address) as operator:
             assert operator.reload("ple").current.version == ple
-        until(lambda: both_answer_with(ple))
+        until(lambda: both_answer_with(ple), seconds=60)
         killed = children(served.process)[0]
         os.kill(killed, signal.SIGKILL)
-        until(lambda: both_answer_with(ple))
+        until(lambda: both_answer_with(ple), seconds=60)
         assert killed not in children(served.process)
         with Operator(served.address) as operator:
             operator.reload("larr")
-        until(lambda: both_answer_with(larr))
+        until(lambda: both_answer_with(larr), seconds=60)
         with Recommender(served.address) as client:
             assert client.rank(asker, poi_ids).model.version == larr
         served.process.terminate()

@@ -193,6 +193,15 @@ def test_a_bad_value_of_a_shown_poi_keeps_its_row_where_rows_before_it_are_left_
         load(example)
 
 
+def test_a_bad_value_of_a_poi_that_its_table_does_not_tell_of_is_named(example: Path) -> None:
+    edit(example.parent / "dishes.csv", "cake,", "unseen,")
+    edit(example, "key: id", "key: id\n  which: shown\n  scenarios: id")
+    for told in ("soup", "salad"):
+        edit(example, "\nscenarios:\n", f"\nscenarios:\n  {told}: {{name: Said, text: Said.}}\n")
+    with pytest.raises(DataError, match=r"dishes\.csv, column 'id', .*'cake' names the unknown scenario 'cake'"):
+        load(example)
+
+
 def test_number_that_is_no_label_is_refused(example: Path) -> None:
     edit(example, "{column: stars, at_least: 4}", "stars")
     with pytest.raises(DataError, match=r"'stars', data row 1: '5' is neither 0 nor 1; add at_least"):
