@@ -55,7 +55,7 @@ SUITE_faults := $(addprefix $(S)/test_,store_faults.py hanging_store.py dependen
 SUITE_overload := $(addprefix $(S)/test_,admission.py degrade.py guard.py memory.py)
 SUITE_reload := $(S)/live $(S)/test_processes.py $(S)/test_agreement.py
 SUITE_durability := $(addprefix $(S)/test_,feedback.py durability.py feedback_service.py)
-SUITE_fuzz := $(S)/test_fuzz.py tests/trainers/test_hostile.py
+SUITE_fuzz := $(S)/test_fuzz.py tests/trainers/test_hostile.py tests/trainers/test_hostile_index.py
 SUITE_tls := $(addprefix $(S)/test_,tls.py auth.py discretion.py)
 
 suite: setup ## One suite (SUITE=faults|overload|reload|durability|fuzz|tls; FULL=1: at full size, some for an hour and more)

@@ -13,10 +13,12 @@ import pytest
 from feature_repo import columns, hours
 from feature_repo.datasets.schema import TIME, RequestField, Schema, Split
 from feature_repo.scenes import EVENT_TIME_US, evaluate, features_of
+from tests.trainers.test_index import artefact
 from trainers import recipes
 from trainers.batch import Batch
 from trainers.bundle import Bundle, Manifest, build_ranker
 from trainers.encoding import Encoding
+from trainers.index import save
 from trainers.knowledge import VectorMatrix
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
@@ -146,3 +148,9 @@ def bundle(pull: pa.Table, pull_schema: Schema, matrices: dict[str, VectorMatrix
 def folder(bundle: Bundle, tmp_path: Path) -> Path:
     bundle.save(tmp_path / "bundle")
     return tmp_path / "bundle"
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    save(artefact(), tmp_path / "index")
+    return tmp_path / "index"
